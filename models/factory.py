@@ -1,0 +1,116 @@
+"""Maps the description of a network to torch modules. State-dict names are the labels of the tree."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mnet_search.models.arch import Act, Arch, Branches, Chain, Conv, Dropout, Flatten, Linear, Node, Norm, Pool, Residual, Scale
+
+ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "hswish": lambda: nn.Hardswish(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
+    "sigmoid": nn.Sigmoid,
+    "hsigmoid": nn.Hardsigmoid,
+}
+
+
+class ResidualModule(nn.Sequential):
+    """shortcut(x) + body(x); the body's children are this module's own, so that a residual adds no level to state-dict names."""
+
+    def __init__(self, body: OrderedDict[str, nn.Module], shortcut: nn.Module | None):
+        super().__init__(body)
+        self._body = list(body)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        out = x
+        for name in self._body:
+            out = self._modules[name](out)  # type: ignore[misc]  # never None: they come from the description
+        return out + (x if self.shortcut is None else self.shortcut(x))
+
+
+class ScaleModule(nn.Sequential):
+    """x * gate(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return x * super().forward(x)
+
+
+class BranchesModule(nn.ModuleDict):
+    """Concatenates its children's outputs along the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, sum of the children's channels, H', W')."""
+        return torch.cat([child(x) for child in self.values()], dim=1)
+
+
+def build(arch: Arch, seed: int = 0) -> nn.Module:
+    """The module of a network, initialised from `seed` alone. (N, C, H, W) float -> (N, classes).
+
+    torch's global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = to_module(arch.root)
+        initialise(module)
+    return module
+
+
+def to_module(node: Node) -> nn.Module:
+    """The module of a node and all below it, with torch's default initialisation."""
+    match node:
+        case Chain(children=children):
+            return nn.Sequential(_modules(children))
+        case Branches(children=children):
+            return BranchesModule(_modules(children))
+        case Residual(body=body, shortcut=shortcut):
+            inner = _modules(body.children) if isinstance(body, Chain) else OrderedDict(body=to_module(body))
+            return ResidualModule(inner, to_module(shortcut) if shortcut is not None else None)
+        case Scale(gate=Chain(children=children)):
+            return ScaleModule(_modules(children))
+        case Conv():
+            size, pad = node.kernel, node.padding
+            return nn.Conv2d(node.input.channels, node.channels, size, node.stride, pad, groups=node.groups, bias=node.bias)
+        case Norm():
+            return nn.BatchNorm2d(node.input.channels)
+        case Act():
+            return ACTIVATION_MODULES[node.kind]()
+        case Pool(kind="global_avg"):
+            return nn.AdaptiveAvgPool2d(1)
+        case Pool(kind="max"):
+            return nn.MaxPool2d(node.kernel, node.stride, node.padding)
+        case Pool():
+            return nn.AvgPool2d(node.kernel, node.stride, node.padding)
+        case Flatten():
+            return nn.Flatten()
+        case Linear():
+            return nn.Linear(node.input.channels, node.features, bias=node.bias)
+        case Dropout():
+            return nn.Dropout(node.rate)
+    raise TypeError(f"the factory has no module for {node!r}")
+
+
+def _modules(children: tuple[tuple[str, Node], ...]) -> OrderedDict[str, nn.Module]:
+    return OrderedDict((label, to_module(child)) for label, child in children)
+
+
+def initialise(module: nn.Module) -> None:
+    """Convolutions: He normal over the fan-in, which is right for depthwise filters too, whose fan-out torch overestimates by their number
+    (He et al., arXiv 1502.01852, section 2.2). Linear: normal with sd 0.01, bias 0 (MobileNetV2 in torchvision). Norm: scale 1, shift 0.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, 0.0, 0.01)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,188 @@
+"""The schema of a space file: what a YAML may say, as strict pydantic models. Unknown keys and wrong types are errors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+Value: TypeAlias = bool | int | float | str
+COST_NAMES = ("params", "mult_adds", "activations")
+_SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+class Strict(BaseModel):
+    """Frozen; refuses unknown keys and does not convert types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _quantity(value: Any) -> Any:
+    """50M -> 50_000_000; numbers pass."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMG]?)", value.strip())
+        if not found:
+            raise ValueError(f"{value!r} is not a quantity; write a number, with k, M or G behind it if you like (50M)")
+        return float(found[1]) * _SUFFIXES.get(found[2], 1.0)
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Quantity = Annotated[float, BeforeValidator(_quantity), WithJsonSchema({"type": ["number", "string"], "examples": ["50M"]})]
+
+
+class Choice(Strict):
+    """One of a list of values."""
+
+    values: Annotated[list[Value], Field(description="the values to choose from")]
+    when: dict[str, Value | list[Value]] = Field(default={}, description="other parameters and the values under which this one exists")
+
+    @model_validator(mode="after")
+    def _check(self) -> Choice:
+        if not self.values:
+            raise ValueError("the list of values is empty: the space would be empty")
+        if len({(type(v).__name__, v) for v in self.values}) < len(self.values):
+            raise ValueError(f"a value stands twice in {self.values}")
+        return self
+
+    def grid(self) -> list[Value] | None:
+        """Every value; None where there are infinitely many."""
+        return list(self.values)
+
+
+class Range(Strict):
+    """A number between min and max: whole where both are whole, in steps where a step is given, else continuous."""
+
+    min: int | float
+    max: int | float
+    step: int | float | None = Field(default=None, description="distance between neighbours")
+    log: bool = Field(default=False, description="sample evenly in the logarithm")
+    when: dict[str, Value | list[Value]] = Field(default={}, description="other parameters and the values under which this one exists")
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}: the space would be empty")
+        if self.step is not None and (self.step <= 0 or self.log):
+            raise ValueError("a step is above 0 and cannot be combined with log")
+        if self.log and self.min <= 0:
+            raise ValueError(f"a log range starts above 0, min is {self.min}")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        return all(isinstance(x, int) for x in (self.min, self.max, self.step if self.step is not None else 1))
+
+    def grid(self) -> list[Value] | None:
+        """Every value; None where there are infinitely many."""
+        step = self.step if self.step is not None else (1 if self.whole else None)
+        if step is None:
+            return [self.min] if self.min == self.max else None
+        count = math.floor((self.max - self.min) / step + 1e-9) + 1
+        return [self.min + i * step if self.whole else round(self.min + i * step, 10) for i in range(count)]
+
+
+Parameter: TypeAlias = Choice | Range
+
+
+def parse_parameter(value: Any) -> Any:
+    """The short forms of a parameter: a list is a choice, a single value a choice of one; a mapping is told apart by its keys."""
+    if isinstance(value, Choice | Range):
+        return value
+    if isinstance(value, list):
+        return Choice(values=value)
+    if isinstance(value, dict):
+        if "values" in value:
+            return Choice.model_validate(value)
+        if "min" in value or "max" in value:
+            return Range.model_validate(value)
+        raise ValueError(f"needs `values`, or `min` and `max`; it has: {', '.join(map(str, value)) or 'nothing'}")
+    return Choice(values=[value])
+
+
+class Data(Strict):
+    """Which images, and how they are split. The search never sees the test part."""
+
+    name: str = Field(default="digits", description="a dataset of `mnet-search doctor`'s list, or package.module:name")
+    path: str | None = Field(default=None, description="folder or file with the images")
+    download: bool = False
+    validation: float = Field(default=0.2, description="share of the images outside the test part that validates")
+    test: float = Field(default=0.2, description="share held back for the test, where the source has no test part of its own")
+    split_seed: int = 0
+    limit: int | None = Field(default=None, ge=1, description="train on at most so many images")
+
+
+class Training(Strict):
+    """How each network is trained."""
+
+    recipe: str = "default"
+    epochs: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, description="peak learning rate; default: the recipe's")
+
+
+class SearchOptions(Strict):
+    """How networks are chosen."""
+
+    sampler: str = "tpe"
+    scheduler: str = "none"
+    n_trials: int | None = Field(default=None, ge=1, description="finished trials in total; default: 30, or the whole grid")
+    seed: int = Field(default=0, ge=0)
+
+
+class Resources(Strict):
+    """What a trial may use; `auto` decides on the machine."""
+
+    cpus_per_trial: int = Field(default=1, ge=1)
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+
+
+class Bound(Strict):
+    """A budget: limits on a cost that is known before training."""
+
+    max: Quantity | None = None
+    min: Quantity | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Bound:
+        if self.max is None and self.min is None:
+            raise ValueError("a constraint needs max or min")
+        if self.max is not None and self.min is not None and self.max < self.min:
+            raise ValueError(f"max {self.max:g} is below min {self.min:g}")
+        return self
+
+
+class SpaceFile(Strict):
+    """A space of networks with its objectives, budgets, data and the way to search it."""
+
+    description: str = Field(default="", description="what this space tests, and on what it builds")
+    family: str = Field(description="a family of networks, or package.module:name")
+    data: Data = Data()
+    parameters: dict[
+        str,
+        Annotated[
+            Parameter,
+            BeforeValidator(parse_parameter),
+            WithJsonSchema({"description": "a list, a single value, {values, when} or {min, max, step|log, when}"}),
+        ],
+    ] = Field(description="options of the family and the values to search; stages.N.OPTION reaches one stage")
+    objectives: dict[str, Literal["maximize", "minimize"]] = {"accuracy": "maximize", "latency_ms": "minimize", "params": "minimize"}
+    constraints: dict[Literal["params", "mult_adds", "activations"], Bound] = {}
+    training: Training = Training()
+    search: SearchOptions = SearchOptions()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _check(self) -> SpaceFile:
+        if not self.objectives:
+            raise ValueError("objectives: at least one is needed, for example accuracy: maximize")
+        return self
+
+
+def conditions(parameter: Parameter) -> Iterator[tuple[str, list[Value]]]:
+    """The conditions of a parameter as (other parameter, values under which this one exists)."""
+    for name, values in parameter.when.items():
+        yield name, values if isinstance(values, list) else [values]
