@@ -82,7 +82,9 @@ def _window(kind: str, shape: Shape, channels: int, kernel: int, stride: int, pa
     """Output of a sliding window over `shape`. A stride over a single pixel is refused: it would halve nothing and still be called a stride."""
     side = min(shape.height, shape.width)
     if (stride > 1 and side < 2) or _slide(side, kernel, stride, padding) < 1:
-        raise TooSmallError(f"{kind} {kernel}x{kernel} stride {stride} cannot be applied to a map of {shape.height}x{shape.width} pixels")
+        raise TooSmallError(
+            f"{kind} {kernel}x{kernel} stride {stride} cannot be applied to a map of {shape.height}x{shape.width} pixels"
+        )
     return Shape(channels, _slide(shape.height, kernel, stride, padding), _slide(shape.width, kernel, stride, padding))
 
 
@@ -102,7 +104,11 @@ class Conv:
         if self.channels < 1:
             raise OptionError("channels", self.channels, "a layer needs at least 1 channel")
         if self.input.channels % self.groups or self.channels % self.groups:
-            raise OptionError("groups", self.groups, f"must divide both {self.input.channels} input and {self.channels} output channels")
+            raise OptionError(
+                "groups",
+                self.groups,
+                f"must divide both {self.input.channels} input and {self.channels} output channels",
+            )
 
     @cached_property
     def output(self) -> Shape:
@@ -270,7 +276,9 @@ def residual(body: Node, shortcut: Node | None = None) -> Residual:
     return Residual(body, shortcut)
 
 
-def conv(channels: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, bias: bool = False, padding: int | None = None) -> Layer:
+def conv(
+    channels: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, bias: bool = False, padding: int | None = None
+) -> Layer:
     """A convolution that keeps the size at stride 1 unless `padding` says otherwise."""
     pad = kernel // 2 if padding is None else padding
     return lambda x: Conv(x, channels, kernel, stride, pad, groups, bias)
@@ -364,7 +372,18 @@ def structure(node: Node) -> list[Any]:
         case Scale(gate=gate):
             return [["scale", structure(gate)]]
         case Conv():
-            return [["conv", node.input.channels, node.channels, node.kernel, node.stride, node.padding, node.groups, node.bias]]
+            return [
+                [
+                    "conv",
+                    node.input.channels,
+                    node.channels,
+                    node.kernel,
+                    node.stride,
+                    node.padding,
+                    node.groups,
+                    node.bias,
+                ]
+            ]
         case Norm():
             return [["norm"]]
         case Act():

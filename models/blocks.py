@@ -10,7 +10,21 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mnet_search.models.arch import Node, Norm, OptionError, Shape, UnknownOptionError, activation, chain, conv, conv_norm, conv_norm_act, depthwise, residual, squeeze_excite
+from mnet_search.models.arch import (
+    Node,
+    Norm,
+    OptionError,
+    Shape,
+    UnknownOptionError,
+    activation,
+    chain,
+    conv,
+    conv_norm,
+    conv_norm_act,
+    depthwise,
+    residual,
+    squeeze_excite,
+)
 from mnet_search.models.tables import lookup
 
 Block = Callable[..., Node]
@@ -24,7 +38,9 @@ def separable(x: Shape, *, channels: int, stride: int = 1, kernel: int = 3, act:
 
 def separable_plain(x: Shape, *, channels: int, stride: int = 1, kernel: int = 3, act: str = "relu") -> Node:
     """depthwise kxk, 1x1, BN, act: nothing between the two (Keras' SeparableConv2D; Xception, arXiv 1610.02357, section 4.7)."""
-    return chain(x, depthwise=depthwise(kernel, stride, act=None, norm=False), pointwise=conv_norm_act(channels, act=act))
+    return chain(
+        x, depthwise=depthwise(kernel, stride, act=None, norm=False), pointwise=conv_norm_act(channels, act=act)
+    )
 
 
 def full_conv(x: Shape, *, channels: int, stride: int = 1, kernel: int = 3, act: str = "relu") -> Node:

@@ -68,5 +68,7 @@ def layers(network: Arch | Node) -> Iterator[LayerCosts]:
 def _kind(node: Node) -> str:
     if isinstance(node, Conv):
         depthwise = node.groups > 1 and node.groups == node.input.channels
-        return f"{'depthwise' if depthwise else 'conv'} {node.kernel}x{node.kernel}" + (f"/{node.stride}" if node.stride > 1 else "")
+        return f"{'depthwise' if depthwise else 'conv'} {node.kernel}x{node.kernel}" + (
+            f"/{node.stride}" if node.stride > 1 else ""
+        )
     return type(node).__name__.lower()

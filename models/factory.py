@@ -8,7 +8,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mnet_search.models.arch import Act, Arch, Branches, Chain, Conv, Dropout, Flatten, Linear, Node, Norm, Pool, Residual, Scale
+from mnet_search.models.arch import (
+    Act,
+    Arch,
+    Branches,
+    Chain,
+    Conv,
+    Dropout,
+    Flatten,
+    Linear,
+    Node,
+    Norm,
+    Pool,
+    Residual,
+    Scale,
+)
 
 ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
@@ -78,7 +92,9 @@ def to_module(node: Node) -> nn.Module:
             return ScaleModule(_modules(children))
         case Conv():
             size, pad = node.kernel, node.padding
-            return nn.Conv2d(node.input.channels, node.channels, size, node.stride, pad, groups=node.groups, bias=node.bias)
+            return nn.Conv2d(
+                node.input.channels, node.channels, size, node.stride, pad, groups=node.groups, bias=node.bias
+            )
         case Norm():
             return nn.BatchNorm2d(node.input.channels)
         case Act():

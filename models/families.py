@@ -18,6 +18,7 @@ from mnet_search.models.arch import (
     Flatten,
     Layer,
     Node,
+    Norm,
     OptionError,
     Pool,
     Shape,
@@ -26,9 +27,10 @@ from mnet_search.models.arch import (
     activation,
     chain,
     conv,
-    Norm,
-    dropout as dropout_layer,
     linear,
+)
+from mnet_search.models.arch import (
+    dropout as dropout_layer,
 )
 from mnet_search.models.blocks import BLOCKS, make_block, options_of
 from mnet_search.models.tables import lookup, nearest
@@ -67,7 +69,11 @@ def mobilenet_v1(
     check_choice("depth", depth, ("full", "shallow"))
     check_number("stem_stride", stem_stride, whole=True, at_least=1)
     check_number("dropout", dropout, at_least=0, below=1)
-    asked = {name: value for name, value in (("kernel", kernel), ("expand", expand), ("se", se), ("act", act)) if value is not None}
+    asked = {
+        name: value
+        for name, value in (("kernel", kernel), ("expand", expand), ("se", se), ("act", act))
+        if value is not None
+    }
     plan = _plan_stages(block, asked, stages or {}, len(MOBILENET_V1_STAGES))
     stem_act = act or "relu"
     layers: dict[str, Layer | None] = {
@@ -83,7 +89,9 @@ def mobilenet_v1(
             repeats -= 5
         name, options = plan[number]
         out = scale_channels(channels, width)
-        layers[f"stage{number}"] = partial(_stage, name=name, options=options, channels=out, stride=stride, repeats=repeats)
+        layers[f"stage{number}"] = partial(
+            _stage, name=name, options=options, channels=out, stride=stride, repeats=repeats
+        )
     layers |= {"pool": Pool, "flatten": Flatten, "dropout": dropout_layer(dropout), "classifier": linear(classes)}
     return chain(Shape(in_channels, resolution, resolution), **layers)
 
@@ -93,13 +101,17 @@ def _stage(x: Shape, *, name: str, options: Mapping[str, Any], channels: int, st
     return chain(
         x,
         **{
-            f"block{i + 1}": partial(make_block, name, channels=channels, stride=stride if i == 0 else 1, options=options)
+            f"block{i + 1}": partial(
+                make_block, name, channels=channels, stride=stride if i == 0 else 1, options=options
+            )
             for i in range(repeats)
         },
     )
 
 
-def _plan_stages(block: str, asked: Mapping[str, Any], stages: StageOptions, n_stages: int) -> dict[int, tuple[str, dict[str, Any]]]:
+def _plan_stages(
+    block: str, asked: Mapping[str, Any], stages: StageOptions, n_stages: int
+) -> dict[int, tuple[str, dict[str, Any]]]:
     """Block name and options of every stage. An option for all stages goes to the blocks that have it, and must have at least one taker."""
     for number in stages:
         if not 1 <= number <= n_stages:
@@ -116,7 +128,11 @@ def _plan_stages(block: str, asked: Mapping[str, Any], stages: StageOptions, n_s
     for option, value in asked.items():
         if option not in {k for name, _ in plan.values() for k in options_of(lookup(BLOCKS, name, "block"))}:
             names = ", ".join(sorted({name for name, _ in plan.values()}))
-            raise OptionError(option, value, f"no block of this network takes it (blocks: {names}); leave it out, or give it a `when:`")
+            raise OptionError(
+                option,
+                value,
+                f"no block of this network takes it (blocks: {names}); leave it out, or give it a `when:`",
+            )
     return plan
 
 
@@ -124,18 +140,33 @@ def scale_channels(channels: int, width: float) -> int:
     """channels * width, cut to a whole number as MobileNetV1 does (no rounding to a multiple of 8). Raises OptionError below 1."""
     scaled = math.floor(channels * width + 1e-9)  # 0.29 * 100 is 28.999... in binary
     if scaled < 1:
-        raise OptionError("width", width, f"it leaves {channels} channels with none; use {math.ceil(1000 / channels) / 1000:g} or more")
+        raise OptionError(
+            "width",
+            width,
+            f"it leaves {channels} channels with none; use {math.ceil(1000 / channels) / 1000:g} or more",
+        )
     return scaled
 
 
 def check_number(
-    option: str, value: Any, *, whole: bool = False, at_least: float | None = None, above: float | None = None, below: float | None = None
+    option: str,
+    value: Any,
+    *,
+    whole: bool = False,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> None:
     """Raises OptionError unless `value` is a finite number (a whole one where asked) inside the limits."""
     kind = int if whole else (int, float)
     limits = [("at least", at_least), ("above", above), ("below", below)]
     good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    good = good and (at_least is None or value >= at_least) and (above is None or value > above) and (below is None or value < below)
+    good = (
+        good
+        and (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
     if not good:
         stated = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
         raise OptionError(option, value, f"it is a {'whole ' if whole else ''}number {stated}")
@@ -186,7 +217,9 @@ def create(family: str, **options: Any) -> Arch:
     try:
         root = function(**_nest_stages(options))
     except TooSmallError as error:
-        raise OptionError("resolution", resolved.get("resolution"), _smallest_resolution(function, options, resolved, str(error))) from None
+        raise OptionError(
+            "resolution", resolved.get("resolution"), _smallest_resolution(function, options, resolved, str(error))
+        ) from None
     return Arch(family, {k: v for k, v in resolved.items() if v is not None}, root)
 
 

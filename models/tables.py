@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mnet_search.models.arch import MnetError
 
@@ -26,14 +26,19 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     if name in table:
         return table[name]
     if ":" in name:
-        return _load(name, kind)
-    raise MnetError(f"unknown {kind} {name!r}{nearest(name, table)} (known: {', '.join(table)}; or package.module:name)")
+        found: T = _load(name, kind)
+        return found
+    raise MnetError(
+        f"unknown {kind} {name!r}{nearest(name, table)} (known: {', '.join(table)}; or package.module:name)"
+    )
 
 
-def _load(path: str, kind: str) -> T:  # type: ignore[type-var]  # the user's object is what the caller's table holds, on their word
+def _load(path: str, kind: str) -> Any:
     module, _, name = path.partition(":")
+    if not module or not name or module.startswith("."):
+        raise MnetError(f"{kind} {path!r}: write package.module:name")
     try:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise MnetError(f"{kind} {path!r}: cannot import {module}: {error}") from error
     except AttributeError as error:

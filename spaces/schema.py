@@ -30,14 +30,18 @@ def _quantity(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Quantity = Annotated[float, BeforeValidator(_quantity), WithJsonSchema({"type": ["number", "string"], "examples": ["50M"]})]
+Quantity = Annotated[
+    float, BeforeValidator(_quantity), WithJsonSchema({"type": ["number", "string"], "examples": ["50M"]})
+]
 
 
 class Choice(Strict):
     """One of a list of values."""
 
     values: Annotated[list[Value], Field(description="the values to choose from")]
-    when: dict[str, Value | list[Value]] = Field(default={}, description="other parameters and the values under which this one exists")
+    when: dict[str, Value | list[Value]] = Field(
+        default={}, description="other parameters and the values under which this one exists"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Choice:
@@ -59,7 +63,9 @@ class Range(Strict):
     max: int | float
     step: int | float | None = Field(default=None, description="distance between neighbours")
     log: bool = Field(default=False, description="sample evenly in the logarithm")
-    when: dict[str, Value | list[Value]] = Field(default={}, description="other parameters and the values under which this one exists")
+    when: dict[str, Value | list[Value]] = Field(
+        default={}, description="other parameters and the values under which this one exists"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -109,9 +115,12 @@ class Data(Strict):
     path: str | None = Field(default=None, description="folder or file with the images")
     download: bool = False
     validation: float = Field(default=0.2, description="share of the images outside the test part that validates")
-    test: float = Field(default=0.2, description="share held back for the test, where the source has no test part of its own")
+    test: float = Field(
+        default=0.2, description="share held back for the test, where the source has no test part of its own"
+    )
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1, description="train on at most so many images")
+    flip: bool | None = Field(default=None, description="whether images may be mirrored; default: what the dataset says")
 
 
 class Training(Strict):
@@ -128,7 +137,9 @@ class SearchOptions(Strict):
 
     sampler: str = "tpe"
     scheduler: str = "none"
-    n_trials: int | None = Field(default=None, ge=1, description="finished trials in total; default: 30, or the whole grid")
+    n_trials: int | None = Field(
+        default=None, ge=1, description="finished trials in total; default: 30, or the whole grid"
+    )
     seed: int = Field(default=0, ge=0)
 
 
@@ -169,7 +180,11 @@ class SpaceFile(Strict):
             WithJsonSchema({"description": "a list, a single value, {values, when} or {min, max, step|log, when}"}),
         ],
     ] = Field(description="options of the family and the values to search; stages.N.OPTION reaches one stage")
-    objectives: dict[str, Literal["maximize", "minimize"]] = {"accuracy": "maximize", "latency_ms": "minimize", "params": "minimize"}
+    objectives: dict[str, Literal["maximize", "minimize"]] = {
+        "accuracy": "maximize",
+        "latency_ms": "minimize",
+        "params": "minimize",
+    }
     constraints: dict[Literal["params", "mult_adds", "activations"], Bound] = {}
     training: Training = Training()
     search: SearchOptions = SearchOptions()

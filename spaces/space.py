@@ -44,7 +44,9 @@ class Space:
             ready = [n for n, p in waiting.items() if all(other in ordered for other, _ in conditions(p))]
             if not ready:
                 name = next(iter(waiting))
-                raise self.source.error(("parameters", name, "when"), "these conditions depend on each other in a circle")
+                raise self.source.error(
+                    ("parameters", name, "when"), "these conditions depend on each other in a circle"
+                )
             ordered |= {name: waiting.pop(name) for name in ready}
         return ordered
 
@@ -177,9 +179,11 @@ def load_space(path: Path, overrides: Iterable[str] = (), known: Mapping[str, Co
     return make_space(path.stem, values, source, known)
 
 
-def make_space(name: str, values: Mapping[str, Any], source: Source, known: Mapping[str, Collection[str]] | None = None) -> Space:
+def make_space(
+    name: str, values: Mapping[str, Any], source: Source, known: Mapping[str, Collection[str]] | None = None
+) -> Space:
     """A checked Space from plain values. Raises SpaceError."""
-    space = Space(name, validate(values, source), source)
+    space = Space(name, validate(values, source, SpaceFile), source)
     _check_family(space)
     for dotted, names in (known or {}).items():
         _check_name(space, tuple(dotted.split(".")), names)
@@ -218,22 +222,28 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two spaces' identities, a line each: `training.epochs: 8 -> 4`."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     keys = sorted(before.keys() | after.keys())
-    return [f"{k}: {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in keys if before.get(k) != after.get(k)]
+    return [
+        f"{k}: {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in keys if before.get(k) != after.get(k)
+    ]
 
 
 def si(value: float) -> str:
-    """4231976 -> '4.23 M'."""
+    """4231976 -> '4.23 M': three digits, with k, M or G."""
     for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}" if abs(value) < 999.5 * size else f"{value / size:.0f}{suffix}"
-    return f"{value:g}"
+        if abs(value) >= 0.9995 * size:
+            return f"{float(f'{value / size:.3g}'):g}{suffix}"
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def _draw(parameter: Parameter, rng: random.Random) -> Value:
     if isinstance(parameter, Range) and (parameter.log or parameter.grid() is None):
         low, high = float(parameter.min), float(parameter.max)
         value = math.exp(rng.uniform(math.log(low), math.log(high))) if parameter.log else rng.uniform(low, high)
-        return min(max(round(value), int(parameter.min)), int(parameter.max)) if parameter.whole else min(max(value, low), high)
+        return (
+            min(max(round(value), int(parameter.min)), int(parameter.max))
+            if parameter.whole
+            else min(max(value, low), high)
+        )
     return rng.choice(parameter.grid() or [])
 
 
@@ -281,7 +291,9 @@ def _check_family(space: Space) -> None:
         for other, values in conditions(parameter):
             path = ("parameters", name, "when", other)
             if other not in parameters:
-                raise source.error(path, f"no such parameter{nearest(other, parameters)} (this space has: {', '.join(parameters)})")
+                raise source.error(
+                    path, f"no such parameter{nearest(other, parameters)} (this space has: {', '.join(parameters)})"
+                )
             grid = parameters[other].grid()
             strays = [value for value in values if grid is not None and value not in grid]
             if strays:
@@ -296,16 +308,24 @@ def _check_name(space: Space, path: tuple[str, ...], names: Collection[str]) -> 
     for name in [value] if isinstance(value, str) else list(value):
         if name not in names and ":" not in name:
             where = path if isinstance(value, str) else (*path, name)
-            raise space.source.error(where, f"unknown {path[-1].removesuffix('s')} {name!r}{nearest(name, names)} (known: {', '.join(names)})")
+            raise space.source.error(
+                where,
+                f"unknown {path[-1].removesuffix('s')} {name!r}{nearest(name, names)} (known: {', '.join(names)})",
+            )
 
 
 def _blame(message: str, params: Mapping[str, Value]) -> str:
     """The parameter whose value an error quotes; the first where none is."""
-    return next((name for name, value in params.items() if isinstance(value, str) and repr(value) in message), next(iter(params), ""))
+    return next(
+        (name for name, value in params.items() if isinstance(value, str) and repr(value) in message),
+        next(iter(params), ""),
+    )
 
 
 def _no_network_meets(space: Space, found: Survey) -> SpaceError:
-    seen = f"{len(found.networks):,} networks" + ("" if found.exact else f" sampled from {found.n_codes or 'infinitely many'} codes")
+    seen = f"{len(found.networks):,} networks" + (
+        "" if found.exact else f" sampled from {found.n_codes or 'infinitely many'} codes"
+    )
     for name, bound in space.file.constraints.items():
         least, most = found.cost_range(name)
         if bound.max is not None and least > bound.max:
@@ -314,7 +334,9 @@ def _no_network_meets(space: Space, found: Survey) -> SpaceError:
         if bound.min is not None and most < bound.min:
             message = f"none of the {seen} has {name} of at least {si(bound.min)}: the largest has {si(most)}, {si(bound.min - most)} too few"
             return space.source.error(("constraints", name), message)
-    return space.source.error(("constraints",), f"none of the {seen} meets all budgets together, though each alone is met")
+    return space.source.error(
+        ("constraints",), f"none of the {seen} meets all budgets together, though each alone is met"
+    )
 
 
 def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -325,4 +347,17 @@ def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, values
 
 
-__all__ = ["COST_NAMES", "Choice", "Params", "Range", "Space", "SpaceError", "Survey", "difference", "load_space", "make_space", "si", "survey"]
+__all__ = [
+    "COST_NAMES",
+    "Choice",
+    "Params",
+    "Range",
+    "Space",
+    "SpaceError",
+    "Survey",
+    "difference",
+    "load_space",
+    "make_space",
+    "si",
+    "survey",
+]

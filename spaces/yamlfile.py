@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -15,9 +15,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import nearest
-from mnet_search.spaces.schema import Bound, Choice, Range, SpaceFile
+from mnet_search.spaces.schema import Bound, Choice, Range
 
 KeyPath = tuple[str, ...]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class SpaceError(MnetError):
@@ -35,6 +36,8 @@ class Source:
         for length in range(len(path), 0, -1):
             if path[:length] in self._overridden:
                 return SpaceError(f"--set {'.'.join(path[:length])}: {message}")
+        if path not in self._lines and (made := next((o for o in self._overridden if o[: len(path)] == path), None)):
+            return SpaceError(f"--set {'.'.join(made)}: {message}")
         for length in range(len(path), 0, -1):
             if path[:length] in self._lines:
                 return SpaceError(f"{self.name}:{self._lines[path[:length]]}: {'.'.join(path)}: {message}")
@@ -46,12 +49,12 @@ def read(path: Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], Sou
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpaceError(f"{path}: no such space file; the shipped ones lie in spaces/") from None
+        raise SpaceError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpaceError(f"{path}: cannot be read: {error}") from None
     tree = _parse(text, str(path))
     if not isinstance(tree, CommentedMap):
-        raise SpaceError(f"{path}: a space file is a mapping with `family:` and `parameters:`, this one is {_kind(tree)}")
+        raise SpaceError(f"{path}: expected keys and values (`family: mobilenet_v1`), found {_kind(tree)}")
     values, lines = _plain(tree), dict(_line_numbers(tree))
     overridden = [_override(values, item) for item in overrides]
     return values, Source(str(path), lines, overridden)
@@ -62,15 +65,15 @@ def parse_value(text: str) -> Any:
     return _plain(_parse(text, "--set"))
 
 
-def validate(values: Mapping[str, Any], source: Source) -> SpaceFile:
-    """The space file as a model. Raises SpaceError that names the first bad key, what is wrong with it, and how many more there are."""
+def validate(values: Mapping[str, Any], source: Source, model: type[Model]) -> Model:
+    """A file's values as a model. Raises SpaceError that names the first bad key, what is wrong with it, and how many more there are."""
     try:
-        return SpaceFile.model_validate(dict(values))
+        return model.model_validate(dict(values))
     except ValidationError as error:
         # An unknown key is usually the misspelt form of a key that is then missing: name the cause first.
         problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
         first, more = problems[0], len(problems) - 1
-        path, message = _explain(first["loc"], first["type"], first["msg"], first.get("input"))
+        path, message = _explain(first["loc"], first["type"], first["msg"], first.get("input"), model)
         raise source.error(path, message + (f" (and {more} more)" if more else "")) from None
 
 
@@ -140,12 +143,16 @@ def _override(values: dict[str, Any], item: str) -> KeyPath:
     return path
 
 
-def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> tuple[KeyPath, str]:
+def _explain(
+    loc: tuple[int | str, ...], kind: str, message: str, value: Any, model: type[BaseModel]
+) -> tuple[KeyPath, str]:
     """Pydantic's location and message as a key path and a sentence."""
-    path = tuple(str(part) for part in loc if part not in ("Choice", "Range", "[key]") and not str(part).startswith("function-"))
+    path = tuple(
+        str(part) for part in loc if part not in ("Choice", "Range", "[key]") and not str(part).startswith("function-")
+    )
     message = message.removeprefix("Value error, ")
     if kind == "extra_forbidden" or (path[:1] == ("constraints",) and kind == "literal_error" and len(path) == 2):
-        known = _known_keys(path[:-1])
+        known = _known_keys(path[:-1], model)
         return path, f"unknown key{nearest(path[-1], known)} (known: {', '.join(known)})"
     if kind == "missing":
         return path, "is required"
@@ -154,13 +161,12 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) ->
     return path, f"{message[:1].lower()}{message[1:]}, got {value!r} ({_kind(value)})"
 
 
-def _known_keys(path: KeyPath) -> list[str]:
+def _known_keys(path: KeyPath, model: type[BaseModel]) -> list[str]:
     """The keys that the schema has at a place."""
     if path[:1] == ("constraints",):
         return list(Bound.model_fields) if len(path) == 2 else ["params", "mult_adds", "activations"]
     if path[:1] == ("parameters",):
         return [*Choice.model_fields, *(k for k in Range.model_fields if k not in Choice.model_fields)]
-    model: type[BaseModel] = SpaceFile
     for key in path:
         annotation = model.model_fields[key].annotation
         candidates = [annotation, *get_args(annotation)]
@@ -169,5 +175,13 @@ def _known_keys(path: KeyPath) -> list[str]:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping", type(None): "nothing"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "a mapping",
+        type(None): "nothing",
+    }
     return next((text for kind, text in names.items() if isinstance(value, kind)), type(value).__name__)

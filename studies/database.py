@@ -8,7 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime, Engine, Float, ForeignKey, Integer, MetaData, String, Table, Text, create_engine, event, inspect, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    select,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -107,7 +123,9 @@ def normalise_url(url: str) -> str:
         shown = parsed.render_as_string(hide_password=True)
         raise StorageError(f"{shown}: this version stores studies in SQLite only; write sqlite:///FILE.db")
     if not parsed.database or parsed.database == ":memory:":
-        raise StorageError(f"{url!r} names no file, and a study in memory could not be resumed; write sqlite:///FILE.db")
+        raise StorageError(
+            f"{url!r} names no file, and a study in memory could not be resumed; write sqlite:///FILE.db"
+        )
     return full
 
 
@@ -124,9 +142,13 @@ def open_engine(url: str, *, create: bool) -> Engine:
     path = database_path(url)
     if not path.exists():
         if not create:
-            raise StorageError(f"{path}: no such database; start a search first (mnet-search run SPACE), or name another with --storage")
+            raise StorageError(
+                f"{path}: no such database; start a search first (mnet-search run SPACE), or name another with --storage"
+            )
         if not path.parent.is_dir():
-            raise StorageError(f"{path}: the folder {path.parent} does not exist; create it, or name another file with --storage")
+            raise StorageError(
+                f"{path}: the folder {path.parent} does not exist; create it, or name another file with --storage"
+            )
     engine = create_engine(normalise_url(url), connect_args={"timeout": BUSY_TIMEOUT_S})
     tune(engine)
     with translated(path):
@@ -134,11 +156,15 @@ def open_engine(url: str, *, create: bool) -> Engine:
         strangers = names - set(metadata.tables) - _optuna_tables()
         if names and not names & (set(metadata.tables) | {"version_info"}):
             listed = ", ".join(sorted(strangers)[:5])
-            raise StorageError(f"{path}: this database belongs to another program (it has tables {listed}); name another file with --storage")
+            raise StorageError(
+                f"{path}: this database belongs to another program (it has tables {listed}); name another file with --storage"
+            )
         if "mnet_schema" in names:
             _check_version(engine, path)
         elif not create:
-            raise StorageError(f"{path}: no study of mnet-search lies in this database; name another file with --storage")
+            raise StorageError(
+                f"{path}: no study of mnet-search lies in this database; name another file with --storage"
+            )
         if create:
             metadata.create_all(engine)
             with engine.begin() as connection:
@@ -170,7 +196,7 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except Exception as error:  # noqa: BLE001  # Optuna wraps driver errors in classes of its own; anything else goes on below
+    except Exception as error:  # Optuna wraps driver errors in classes of its own; anything else goes on below
         cause = next((e for e in _causes(error) if isinstance(e, sqlite3.Error | DBAPIError)), None)
         if cause is None:
             raise
@@ -203,7 +229,9 @@ def _check_version(engine: Engine, path: Path) -> None:
     with engine.connect() as connection:
         version = connection.execute(select(schema.c.version)).scalar()
     if version is not None and version > SCHEMA_VERSION:
-        raise StorageError(f"{path}: written by a newer mnet-search (schema {version}, this one reads up to {SCHEMA_VERSION}); upgrade mnet-search")
+        raise StorageError(
+            f"{path}: written by a newer mnet-search (schema {version}, this one reads up to {SCHEMA_VERSION}); upgrade mnet-search"
+        )
 
 
 def _optuna_tables() -> set[str]:

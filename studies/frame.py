@@ -57,13 +57,48 @@ def curves(store: Store, study: str) -> pd.DataFrame:
 
 
 def _columns(names: list[str]) -> list[str]:
-    known = ["number", "state", "arch_id", "family", "seed", *METRICS, "params", "mult_adds", "activations", "epochs", "seconds", "attempts"]
-    return [*known, "reason", "started", "finished", "checkpoint", "checkpoint_sha256", "options", *(f"param.{name}" for name in names)]
+    known = [
+        "number",
+        "state",
+        "arch_id",
+        "family",
+        "seed",
+        *METRICS,
+        "params",
+        "mult_adds",
+        "activations",
+        "epochs",
+        "seconds",
+        "attempts",
+    ]
+    return [
+        *known,
+        "reason",
+        "started",
+        "finished",
+        "checkpoint",
+        "checkpoint_sha256",
+        "options",
+        *(f"param.{name}" for name in names),
+    ]
 
 
 def _row(row: Any, names: list[str]) -> dict[str, Any]:
     metrics, chosen = _json(row["metrics"]), _json(row["chosen"])
-    plain = ("number", "arch_id", "family", "seed", "params", "mult_adds", "activations", "epochs", "seconds", "attempts", "started", "finished")
+    plain = (
+        "number",
+        "arch_id",
+        "family",
+        "seed",
+        "params",
+        "mult_adds",
+        "activations",
+        "epochs",
+        "seconds",
+        "attempts",
+        "started",
+        "finished",
+    )
     return (
         {name: row[name] for name in plain}
         | {"state": STATES[row["state"]], "reason": row["reason"] or "", "options": _json(row["options"])}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -79,7 +80,9 @@ class Store:
 
         with db.translated(self.path):
             try:
-                storage = optuna.storages.RDBStorage(self.url, engine_kwargs={"connect_args": {"timeout": db.BUSY_TIMEOUT_S}})
+                storage = optuna.storages.RDBStorage(
+                    self.url, engine_kwargs={"connect_args": {"timeout": db.BUSY_TIMEOUT_S}}
+                )
             except RuntimeError as error:  # Optuna's schema is of another version
                 raise StorageError(f"{self.path}: {error}") from None
             db.tune(storage.engine)
@@ -117,7 +120,9 @@ class Store:
     def studies(self) -> list[Summary]:
         """Every study of the database, oldest first."""
         counts = "SELECT study_id, state, COUNT(*) FROM trials GROUP BY study_id, state"
-        latest = select(db.trials.c.study_id, func.max(func.coalesce(db.trials.c.finished, db.trials.c.started))).group_by(db.trials.c.study_id)
+        latest = select(
+            db.trials.c.study_id, func.max(func.coalesce(db.trials.c.finished, db.trials.c.started))
+        ).group_by(db.trials.c.study_id)
         with self._read() as connection:
             rows = connection.execute(select(db.studies).order_by(db.studies.c.study_id)).mappings().all()
             by_state = {(study, state): n for study, state, n in connection.execute(text(counts))}
@@ -146,9 +151,14 @@ class Store:
         row = self.row(study)
         with self._read() as connection:
             states = connection.execute(
-                text("SELECT state, COUNT(*), MAX(trial_id) FROM trials WHERE study_id = :id GROUP BY state ORDER BY state"), {"id": row["study_id"]}
+                text(
+                    "SELECT state, COUNT(*), MAX(trial_id) FROM trials WHERE study_id = :id GROUP BY state ORDER BY state"
+                ),
+                {"id": row["study_id"]},
             ).all()
-            epochs = connection.execute(select(func.count(), func.max(db.curves.c.trial_id)).select_from(db.curves)).one()
+            epochs = connection.execute(
+                select(func.count(), func.max(db.curves.c.trial_id)).select_from(db.curves)
+            ).one()
         return (row["n_trials"], _driver_alive(row["driver"]), tuple(map(tuple, states)), tuple(epochs))
 
     @contextlib.contextmanager
@@ -158,7 +168,9 @@ class Store:
 
     # ------------------------------------------------------------ opening a study to write
 
-    def open_study(self, space: Space, study: str, *, n_trials: int, runs_dir: Path, provenance: Mapping[str, Any]) -> StudyWriter:
+    def open_study(
+        self, space: Space, study: str, *, n_trials: int, runs_dir: Path, provenance: Mapping[str, Any]
+    ) -> StudyWriter:
         """The study under this name, made if it is new. Raises MnetError with the differences where the space is another one."""
         with db.translated(self.path):
             if study in self.names():
@@ -167,7 +179,11 @@ class Store:
                     raise _edited(study, row["identity"], space)
                 with self.engine.begin() as connection:
                     where = db.studies.c.study_id == row["study_id"]
-                    connection.execute(update(db.studies).where(where).values(n_trials=n_trials, runs_dir=str(runs_dir), provenance=dict(provenance)))
+                    connection.execute(
+                        update(db.studies)
+                        .where(where)
+                        .values(n_trials=n_trials, runs_dir=str(runs_dir), provenance=dict(provenance))
+                    )
                 return StudyWriter(self, row["study_id"], study)
             return StudyWriter(self, self._create(space, study, n_trials, runs_dir, provenance), study)
 
@@ -182,7 +198,9 @@ class Store:
             raise StorageError(
                 f"{self.path}: a study {study!r} exists that mnet-search did not make (or was killed while making); choose another --study name"
             ) from None
-        made.set_metric_names(list(objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            made.set_metric_names(list(objectives))
         with self.engine.begin() as connection:
             connection.execute(
                 db.studies.insert().values(
@@ -220,11 +238,19 @@ class StudyWriter:
         except Timeout:
             holder = self.store.row(self.name)["driver"] or {}
             who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
-            raise StorageError(f"study {self.name!r} is already being run by {who}; wait for it, stop it, or choose another --study name") from None
+            raise StorageError(
+                f"study {self.name!r} is already being run by {who}; wait for it, stop it, or choose another --study name"
+            ) from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be locked: {error}") from None
         try:
-            self._set_driver({"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(timespec="seconds")})
+            self._set_driver(
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": datetime.now().isoformat(timespec="seconds"),
+                }
+            )
             yield
         finally:
             with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong before
@@ -245,7 +271,10 @@ class StudyWriter:
         with db.translated(self.store.path):
             trials = self.store.optuna.get_all_trials(self.study_id, deepcopy=False)
         with self.store._read() as connection:
-            rows = {r["trial_id"]: r for r in connection.execute(select(db.trials).where(db.trials.c.study_id == self.study_id)).mappings()}
+            rows = {
+                r["trial_id"]: r
+                for r in connection.execute(select(db.trials).where(db.trials.c.study_id == self.study_id)).mappings()
+            }
         found = []
         for trial in trials:
             row = rows.get(trial._trial_id)
@@ -255,7 +284,16 @@ class StudyWriter:
                 continue
             state = STATES[trial.state.name]
             found.append(
-                TrialRecord(trial._trial_id, trial.number, state, row["arch_id"], row["seed"], row["chosen"], trial.values, row["attempts"])
+                TrialRecord(
+                    trial._trial_id,
+                    trial.number,
+                    state,
+                    row["arch_id"],
+                    row["seed"],
+                    row["chosen"],
+                    trial.values,
+                    row["attempts"],
+                )
             )
         return found
 
@@ -309,7 +347,9 @@ class StudyWriter:
     def begin_again(self, trial_id: int) -> None:
         """Count another attempt at a trial that a dead driver or worker left behind."""
         with self._write() as connection:
-            connection.execute(update(db.trials).where(db.trials.c.trial_id == trial_id).values(attempts=db.trials.c.attempts + 1))
+            connection.execute(
+                update(db.trials).where(db.trials.c.trial_id == trial_id).values(attempts=db.trials.c.attempts + 1)
+            )
 
     def add_epoch(self, trial_id: int, epoch: int, values: Mapping[str, float]) -> None:
         """One row of the learning curve; a row that a resumed trial sends again replaces the old one."""
@@ -344,13 +384,17 @@ class StudyWriter:
             )
             if measurement is not None:
                 connection.execute(db.measurements.delete().where(db.measurements.c.trial_id == trial_id))
-                connection.execute(db.measurements.insert().values(trial_id=trial_id, measured=datetime.now(), **measurement))
+                connection.execute(
+                    db.measurements.insert().values(trial_id=trial_id, measured=datetime.now(), **measurement)
+                )
         self._tell(trial_id, "COMPLETE", values)
 
     def fail(self, trial_id: int, reason: str) -> None:
         """Record why a trial failed, and tell Optuna."""
         with self._write() as connection:
-            connection.execute(update(db.trials).where(db.trials.c.trial_id == trial_id).values(finished=datetime.now(), reason=reason))
+            connection.execute(
+                update(db.trials).where(db.trials.c.trial_id == trial_id).values(finished=datetime.now(), reason=reason)
+            )
         self._tell(trial_id, "FAIL", None)
 
     def _tell(self, trial_id: int, state: str, values: list[float] | None) -> None:

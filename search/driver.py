@@ -1,0 +1,275 @@
+"""The driver: decides what is trained next and records what came of it. Executors carry out; they never touch the database.
+
+sampler -> network -> costs -> budget and duplicate check -> job -> executor -> epochs and outcome -> study
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from mnet_search.models.arch import MnetError
+from mnet_search.models.complexity import costs
+from mnet_search.search.objectives import values_of
+from mnet_search.search.samplers import Proposal, Proposer, make_proposer, pick_untried
+from mnet_search.search.training import Epoch
+from mnet_search.search.trial import Job, Outcome
+from mnet_search.spaces.space import Params, Space, SpaceError, Survey
+from mnet_search.studies.store import StudyWriter, TrialRecord
+
+MAX_ATTEMPTS = 3  # of one trial, when the process that trains it dies
+PROPOSALS_BEFORE_PICKING = 50  # a sampler that keeps proposing known or oversized networks is helped out
+
+
+class FailureBudgetError(MnetError):
+    """Too many trials failed."""
+
+    exit_code = 4
+
+
+class Progress(Protocol):
+    """Who watches a run: the terminal, or nobody."""
+
+    def begin(self, study: str, n_asked: int, done: Sequence[TrialRecord]) -> None: ...
+    def started(self, record: TrialRecord) -> None: ...
+    def epoch(self, record: TrialRecord, epoch: Epoch) -> None: ...
+    def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None: ...
+    def failed(self, record: TrialRecord, reason: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out."""
+
+    n_trials: int
+    runs_dir: Path
+    seed: int = 0
+    max_failures: int = 10
+
+
+class Driver:
+    """One run over a study. Executors call `next_job`, `on_epoch`, `on_outcome`, `on_failure` and `on_worker_lost`."""
+
+    def __init__(
+        self, study: StudyWriter, space: Space, survey: Survey, settings: Settings, job: Job, progress: Progress
+    ):
+        self.study, self.space, self.settings, self.progress = study, space, settings, progress
+        self._survey, self._template = survey, job
+        self.n_finished = self.n_new = self.n_failed = 0
+        self.exhausted = False
+        self.stop_signal: int | None = None
+        self.running: dict[int, TrialRecord] = {}
+        self._again: deque[TrialRecord] = deque()
+        self._known: set[str] = set()
+        self._proposals: dict[int, Proposal] = {}
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Read the study: finished trials teach the sampler, trials that a dead driver left RUNNING are run again from their checkpoints."""
+        records = self.study.records()
+        self._rng = random.Random(f"{self.settings.seed}:{len(records)}")
+        # A resumed run draws on from where it is: the same stream again would only propose what is known already.
+        self._proposer: Proposer = make_proposer(self.space, self.settings.seed + 1_000_003 * len(records))
+        frozen = {t._trial_id: t for t in self.study.store.optuna.get_all_trials(self.study.study_id)}
+        for record in records:
+            self._known.add(record.arch_id)
+            if record.state == "finished":
+                self.n_finished += 1
+                self._proposer.remember(frozen[record.trial_id])
+            elif record.state == "running":
+                self._again.append(record)
+        self.progress.begin(self.study.name, self.settings.n_trials, [r for r in records if r.state == "finished"])
+
+    # ------------------------------------------------------------ asked by executors
+
+    @property
+    def stopping(self) -> bool:
+        """True once the user asked to stop: executors start nothing more and end what runs."""
+        return self.stop_signal is not None
+
+    @property
+    def done(self) -> bool:
+        """Nothing runs and nothing is left to start."""
+        return not self.running and (self.n_finished >= self.settings.n_trials or self.exhausted)
+
+    def next_job(self) -> Job | None:
+        """A trial to run; None where there is none now (ask again when one has ended). Raises FailureBudgetError."""
+        if self.stopping:
+            return None
+        if self.n_failed > self.settings.max_failures:
+            raise FailureBudgetError(
+                f"{self.n_failed} trials failed in this run, more than --max-failures {self.settings.max_failures}; "
+                f"see the reasons with `mnet-search show {self.study.name}`, mend the cause, and run the same command again"
+            )
+        if self._again:
+            return self._run_again(self._again.popleft())
+        if self.n_finished + len(self.running) >= self.settings.n_trials or self.exhausted:
+            return None
+        proposal = self._propose()
+        return None if proposal is None else self._begin(proposal)
+
+    def on_epoch(self, trial_id: int, epoch: Epoch) -> None:
+        """A row of a learning curve has come."""
+        self.study.add_epoch(trial_id, epoch.epoch, asdict(epoch))
+        self.progress.epoch(self.running[trial_id], epoch)
+
+    def on_outcome(self, trial_id: int, outcome: Outcome) -> None:
+        """A trial has ended well."""
+        record = self.running[trial_id]
+        names = list(self.space.file.objectives)
+        network = costs(self.space.arch(record.chosen))
+        try:
+            values = values_of(names, network, outcome.metrics)
+        except MnetError as error:
+            self.on_failure(trial_id, str(error))
+            return
+        self.study.finish(
+            trial_id,
+            values,
+            metrics=outcome.metrics,
+            environment=outcome.environment,
+            measurement=_latency(outcome),
+            checkpoint=outcome.checkpoint,
+            checkpoint_sha256=outcome.checkpoint_sha256,
+        )
+        self._end(trial_id, values)
+        self.n_finished += 1
+        self.n_new += 1
+        self.progress.finished(record, {**dict(zip(names, values, strict=True)), **outcome.metrics})
+
+    def on_failure(self, trial_id: int, reason: str) -> None:
+        """A trial has failed for a reason of its own; the search goes on with other networks."""
+        record = self.running[trial_id]
+        self.study.fail(trial_id, reason)
+        self._end(trial_id, None)
+        self.n_failed += 1
+        self.progress.failed(record, reason)
+
+    def on_worker_lost(self, trial_id: int, reason: str) -> None:
+        """The process that trained a trial has died: the trial runs again from its checkpoint, a few times."""
+        record = self.running[trial_id]
+        if record.attempts >= MAX_ATTEMPTS:
+            self.on_failure(trial_id, f"{reason}, at the {record.attempts}. attempt")
+        else:
+            del self.running[trial_id]
+            self._again.append(record)
+
+    # ------------------------------------------------------------ own work
+
+    def _end(self, trial_id: int, values: list[float] | None) -> None:
+        del self.running[trial_id]
+        proposal = self._proposals.pop(trial_id, None)
+        if proposal is not None:
+            self._proposer.tell(proposal, values)
+
+    def _propose(self) -> Proposal | None:
+        """A proposal for a network that is new and within the budgets; None (and `exhausted`) where there is none left."""
+        tries = 0
+        while (proposal := self._proposer.ask()) is not None:
+            verdict = self._judge(proposal.chosen)
+            if verdict is None:
+                return proposal
+            self._proposer.reject(proposal, over_budget=verdict == "budget")
+            tries += 1
+            if tries >= PROPOSALS_BEFORE_PICKING and self.space.file.search.sampler != "grid":
+                return self._pick()
+        self.exhausted = True
+        return None
+
+    def _judge(self, chosen: Params) -> str | None:
+        """Why an assignment is not to be trained; None where it is."""
+        try:
+            arch = self.space.arch(chosen)
+        except SpaceError:
+            return "impossible"
+        if arch.id in self._known:
+            return "known"
+        return "budget" if self.space.violation(costs(arch)) else None
+
+    def _pick(self) -> Proposal | None:
+        """Any network that was not trained yet: the sampler has run dry."""
+        pool = {key: params for key, (params, _) in self._survey.feasible.items()}
+        chosen = pick_untried(self.space, pool, self._known, self._rng)
+        if chosen is None and not self._survey.exact:
+            for _ in range(10_000):
+                candidate = self.space.sample(self._rng)
+                if self._judge(candidate) is None:
+                    chosen = candidate
+                    break
+        if chosen is None:
+            self.exhausted = True
+            return None
+        return self._proposer.ask_for(chosen)
+
+    def _begin(self, proposal: Proposal) -> Job:
+        arch = self.space.arch(proposal.chosen)
+        record = self.study.begin(
+            chosen=proposal.chosen,
+            distributions=proposal.distributions,
+            arch=arch,
+            costs=costs(arch),
+            seed=self.settings.seed,
+            system_attrs=proposal.system_attrs,
+        )
+        self._known.add(arch.id)
+        self._proposals[record.trial_id] = proposal
+        return self._start(record)
+
+    def _run_again(self, record: TrialRecord) -> Job | None:
+        if record.attempts >= MAX_ATTEMPTS:
+            self.running[record.trial_id] = record
+            self.on_failure(record.trial_id, f"the search died in this trial {record.attempts} times")
+            return self.next_job()
+        self.study.begin_again(record.trial_id)
+        return self._start(TrialRecord(**{**asdict(record), "attempts": record.attempts + 1}))
+
+    def _start(self, record: TrialRecord) -> Job:
+        self.running[record.trial_id] = record
+        self.progress.started(record)
+        arch = self.space.arch(record.chosen)
+        folder = self.settings.runs_dir / self.study.name / f"{record.arch_id}-seed{record.seed}"
+        content = self._template.to_dict()
+        content |= {"number": record.number, "family": arch.family, "options": dict(arch.options), "arch_id": arch.id}
+        return Job.from_dict(content | {"seed": record.seed, "folder": str(folder.resolve())})
+
+    def trial_id(self, job: Job) -> int:
+        """The study's id of a job that runs."""
+        return next(key for key, record in self.running.items() if record.number == job.number)
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask to stop; a second one stops at once. Whatever was trained is in the study and in checkpoints either way."""
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _latency(outcome: Outcome) -> dict[str, Any] | None:
+    metrics = outcome.metrics
+    if "latency_ms" not in metrics:
+        return None
+    protocol = {key: outcome.environment[key] for key in ("device", "threads") if key in outcome.environment}
+    return {
+        "name": "latency_ms",
+        "median": metrics["latency_ms"],
+        "q1": metrics["latency_q1_ms"],
+        "q3": metrics["latency_q3_ms"],
+        "n": int(metrics.get("latency_n", 0)),
+        "protocol": protocol | {"batch": int(metrics.get("latency_batch", 1))},
+    }

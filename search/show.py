@@ -1,0 +1,425 @@
+"""What the commands print: tables for people, or JSON, on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mnet_search.models.arch import Arch, MnetError
+from mnet_search.models.complexity import costs
+from mnet_search.models.complexity import layers as layers_of
+from mnet_search.models.families import FAMILIES, create
+from mnet_search.models.tables import lookup
+from mnet_search.spaces.schema import COST_NAMES
+from mnet_search.spaces.space import Space, Survey, si
+from mnet_search.spaces.yamlfile import parse_value, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mnet_search.search.run import RunOptions, RunResult
+    from mnet_search.studies.store import Store
+
+DEFAULT_STORAGE = "sqlite:///mnet-search.db"
+
+
+def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: bool) -> None:
+    """The front, and what to type next."""
+    from mnet_search.studies.frame import load
+    from mnet_search.studies.pareto import front
+
+    frame = load(store, result.study)
+    objectives = store.objectives(result.study)
+    members = front(frame, objectives)
+    if as_json:
+        _print_json(asdict(result) | {"front": _records(members)})
+        return
+    state = (
+        f"stopped at {result.n_finished} of {result.n_asked}"
+        if result.stop_signal
+        else f"{result.n_finished} of {result.n_asked} finished"
+    )
+    notes = [f"{result.n_new} in this run"] + [f"{result.n_failed} failed"] * (result.n_failed > 0)
+    if result.exhausted and result.n_finished < result.n_asked:
+        notes.append("every network of the space within the budgets is known")
+    _print_front(
+        members,
+        objectives,
+        f"Study {result.study}: {state} ({', '.join(notes)}). Front: {len(members)} networks, one run each",
+    )
+    where = "" if options.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(options.storage)}"
+    name = shlex.quote(result.study)
+    if result.stop_signal:
+        _echo(f"\nNext:  mnet-search resume {name}{where}        goes on from here")
+        return
+    _echo(f"\nNext:  mnet-search dashboard {name}{where}        browse the front")
+    _echo(f"       mnet-search report {name}{where}           the same as one HTML file")
+    _echo(f"       mnet-search best {name} --max params=50k{where}")
+    _echo(f"       mnet-search export {name} --best{where}    config and weights, for mnet-search train")
+
+
+def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
+    """What a space holds."""
+    ranges = {name: found.cost_range(name) for name in COST_NAMES}
+    within = {name: found.cost_range(name, feasible=True) for name in COST_NAMES}
+    ends = {"smallest": found.smallest, "largest": found.largest}
+    if as_json:
+        content = {
+            "space": space.name,
+            "hash": space.hash,
+            "codes": found.n_codes,
+            "exact": found.exact,
+            "seen": found.n_seen,
+        }
+        content |= {
+            "networks": len(found.networks),
+            "feasible": len(found.feasible),
+            "ranges": ranges,
+            "feasible_ranges": within,
+        }
+        _print_json(content | {name: arch.to_json() | asdict(costs(arch)) for name, arch in ends.items()})
+        return
+    codes = "infinitely many" if found.n_codes is None else f"{found.n_codes:,}"
+    seen = "all looked at" if found.exact else f"{found.n_seen:,} sampled"
+    _echo(f"{space.source.name}: a valid space of {codes} codes ({seen}), {len(found.networks):,} distinct networks")
+    share = len(found.feasible) / len(found.networks)
+    budgets = ", ".join(_bound_text(name, bound) for name, bound in space.file.constraints.items()) or "none set"
+    _echo(f"within the budgets ({budgets}): {len(found.feasible):,} networks, {share:.0%}")
+    table = Table("", *COST_NAMES, "network", box=None, pad_edge=False)
+    for name, arch in ends.items():
+        chosen = found.networks[arch.id][0]
+        table.add_row(name, *(si(getattr(costs(arch), c)) for c in COST_NAMES), _params_text(chosen))
+    table.add_row("range", *(f"{si(a)} to {si(b)}" for a, b in ranges.values()), "")
+    table.add_row("in budget", *(f"{si(a)} to {si(b)}" for a, b in within.values()), "")
+    _print_table(table)
+
+
+def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) -> None:
+    """Costs of a family's network, an exported config's, or the ends of a space."""
+    arch = find_arch(target, overrides)
+    if arch is None:
+        from mnet_search.search.run import open_space
+        from mnet_search.spaces.space import survey
+
+        space = open_space(Path(target), overrides)
+        survey_of(space, survey(space), as_json=as_json)
+        return
+    total, rows = costs(arch), list(layers_of(arch))
+    if as_json:
+        content = {"arch_id": arch.id, "family": arch.family, "options": dict(arch.options), **asdict(total)}
+        listed = [
+            {"name": r.name, "kind": r.kind, "input": _shape(r.input), "output": _shape(r.output), **asdict(r.costs)}
+            for r in rows
+        ]
+        _print_json(content | {"layers": listed})
+        return
+    if layers:
+        table = Table(title=f"{arch.family} {arch.id}", title_justify="left", box=None, pad_edge=False)
+        for name, justify in (
+            ("layer", "left"),
+            ("kind", "left"),
+            ("input", "right"),
+            ("output", "right"),
+            *((c, "right") for c in COST_NAMES),
+        ):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich's literal type
+        for r in rows:
+            table.add_row(
+                r.name, r.kind, str(r.input), str(r.output), *(_count_or_blank(getattr(r.costs, c)) for c in COST_NAMES)
+            )
+        _print_table(table)
+    options = _params_text({name: value for name, value in arch.options.items() if value != ""})
+    _echo(f"{arch.family} {arch.id}  ({options})")
+    _echo(f"params       {total.params:>15,}  trainable")
+    _echo(f"mult-adds    {total.mult_adds:>15,}  of convolutions and linear layers, batch 1, input {arch.input}")
+    _echo(f"activations  {total.activations:>15,}  output elements of convolutions and linear layers")
+
+
+def find_arch(target: str, overrides: Iterable[str]) -> Arch | None:
+    """The network of a family name or of an exported config; None for a space file. Raises MnetError for anything else."""
+    if target in FAMILIES or (":" in target and not Path(target).exists()):
+        options = {}
+        for item in overrides:
+            name, equals, text = item.partition("=")
+            if not equals:
+                raise MnetError(f"--set {item}: write NAME=VALUE, for example -s width=0.5")
+            options[name] = parse_value(text)
+        return create(target, **options)
+    if not Path(target).exists():
+        lookup(FAMILIES, target, "network or file")
+    values, _ = read(Path(target))
+    if "arch" not in values:
+        return None
+    from mnet_search.studies.export import read_config
+
+    return read_config(Path(target), overrides)[1]
+
+
+def latency_of(
+    target: str, overrides: list[str], *, batch: int, threads: int, repeats: int, device: str, as_json: bool
+) -> None:
+    """Measured latency of an untrained network."""
+    import torch
+
+    from mnet_search.models.factory import build
+    from mnet_search.models.latency import measure
+
+    arch = find_arch(target, overrides)
+    if arch is None:
+        raise MnetError(f"{target} is a space; latency measures one network: a family (with -s) or an exported config")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MnetError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    found = measure(build(arch), arch.input, batch=batch, threads=threads, repeats=repeats, device=device)
+    if as_json:
+        _print_json({"arch_id": arch.id, **asdict(found)})
+        return
+    _echo(
+        f"{arch.family} {arch.id}  input {arch.input}, batch {batch}, {threads} thread{'s' * (threads > 1)}, {found.device}"
+    )
+    _echo(f"latency      {found.median_ms:.3g} ms  (quartiles {found.q1_ms:.3g} to {found.q3_ms:.3g}, n = {found.n})")
+
+
+def study_list(store: Store, *, as_json: bool) -> None:
+    """Every study in a line."""
+    found = store.studies()
+    if as_json:
+        _print_json([asdict(s) for s in found])
+        return
+    if not found:
+        _echo(f"no study in {store.path} yet; start one with: mnet-search run spaces/mobilenet.yaml")
+        return
+    table = Table("study", "space", "finished", "running", "failed", "state", "last activity", box=None, pad_edge=False)
+    for s in found:
+        state = "running" if s.active else ("done" if s.n_finished >= s.n_total_asked else "stopped")
+        counts_text = [f"{s.n_finished}/{s.n_total_asked}", str(s.n_running if s.active else 0), str(s.n_failed)]
+        table.add_row(s.name, s.space, *counts_text, state, s.last_activity.isoformat(sep=" ", timespec="seconds"))
+    _print_table(table)
+
+
+def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
+    """Progress, front (or every trial) and failures of a study."""
+    from mnet_search.studies.frame import load
+    from mnet_search.studies.pareto import front
+
+    frame, summary = load(store, name), store.summary(name)
+    members = front(frame, summary.objectives)
+    if as_json:
+        content = {
+            "study": asdict(summary),
+            "front": _records(members),
+            "trials": _records(frame),
+            "provenance": store.provenance(name),
+        }
+        _print_json(content)
+        return
+    title = f"Study {name} (space {summary.space}): {summary.n_finished} of {summary.n_total_asked} finished"
+    if everything:
+        _print_front(frame, summary.objectives, f"{title}. Every trial", state=True)
+    else:
+        _print_front(members, summary.objectives, f"{title}. Front: {len(members)} networks, one run each")
+    failed = frame[frame["state"] == "failed"]
+    for _, row in failed.head(10).iterrows():
+        _echo(f"trial {row['number']} failed: {row['reason']}")
+    if len(failed) > 10:
+        _echo(f"... and {len(failed) - 10} more (--json lists all)")
+
+
+def best(store: Store, name: str, limits: Mapping[str, float], *, as_json: bool) -> None:
+    """The best network within budgets."""
+    from mnet_search.studies.export import select
+    from mnet_search.studies.frame import load
+
+    objectives = store.objectives(name)
+    row = select(load(store, name), objectives, "best", limits)
+    if as_json:
+        _print_json(_records(row)[0])
+        return
+    within = f" within {', '.join(f'{k} {si(v)}' for k, v in limits.items())}" if limits else ""
+    _print_front(row, objectives, f"Best {next(iter(objectives))} of study {name}{within}, a single run")
+    _echo(f"\nNext:  mnet-search export {shlex.quote(name)} --trial {row.iloc[0]['number']}")
+
+
+def exported(
+    store: Store,
+    name: str,
+    which: str,
+    limits: Mapping[str, float],
+    formats: list[str],
+    folder: Path,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the export and name its files."""
+    from mnet_search.studies.export import FORMATS, export, select
+    from mnet_search.studies.frame import load
+
+    for wanted in formats:
+        if wanted in ("onnx", "torch_export", "executorch"):
+            raise MnetError(f"export format {wanted!r} is not part of this version (known: {', '.join(FORMATS)})")
+    rows = select(load(store, name), store.objectives(name), which, limits)
+    paths = export(store, name, rows, formats, folder, force=force)
+    if as_json:
+        _print_json({"files": [str(p) for p in paths]})
+        return
+    for path in paths:
+        _echo(str(path))
+    config = next((p for p in paths if p.suffix == ".yaml"), None)
+    if config:
+        _echo(f"\nNext:  mnet-search train {shlex.quote(str(config))}")
+
+
+def trained(
+    config_path: Path, overrides: list[str], runs_dir: Path, *, device: str, threads: int, quiet: bool, as_json: bool
+) -> None:
+    """Train a config and print what came of it."""
+    from mnet_search.search.retrain import train_config
+    from mnet_search.search.run import check_runs_dir
+    from mnet_search.search.training import Epoch
+    from mnet_search.studies.export import read_config
+
+    config, arch = read_config(config_path, overrides)
+    folder = runs_dir / f"train-{config_path.stem}"
+    check_runs_dir(folder)
+
+    def on_epoch(row: Epoch) -> None:
+        if not quiet:
+            figures = f"train loss {row.train_loss:.3f}, validation {row.validation_accuracy:.2%}, {row.seconds:.1f} s"
+            print(f"epoch {row.epoch}/{config.training.epochs}: {figures}", file=sys.stderr)
+
+    result = train_config(config, arch, folder, on_epoch=on_epoch, device=device, threads=threads)
+    if as_json:
+        _print_json(asdict(result))
+        return
+    sd = math.sqrt(result.test_accuracy * (1 - result.test_accuracy) / result.test_images)
+    _echo(
+        f"test accuracy {result.test_accuracy:.2%} (one run, {result.test_images} images: sampling error {sd:.2%}), validation {result.validation_accuracy:.2%}"
+    )
+    _echo(
+        f"{si(result.params)} params, {si(result.mult_adds)} mult-adds; checkpoint, curve and result in {result.folder}/"
+    )
+
+
+def machine(*, as_json: bool) -> None:
+    """What this machine offers."""
+    import torch
+
+    from mnet_search.search import provenance
+    from mnet_search.search.run import EXECUTORS, KNOWN
+
+    facts = provenance.collect(["mnet-search", "doctor"])
+    content = {key: facts[key] for key in ("versions", "platform", "processor", "cpu_cores")}
+    content["gpus"] = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    content |= {"families": list(FAMILIES), "executors": list(EXECUTORS)} | {
+        key: list(names) for key, names in KNOWN.items()
+    }
+    if as_json:
+        _print_json(content)
+        return
+    for key, value in content.items():
+        shown = (
+            ", ".join(f"{k} {v}" for k, v in value.items())
+            if isinstance(value, dict)
+            else ", ".join(value)
+            if isinstance(value, list)
+            else value
+        )
+        _echo(f"{key:16} {shown or 'none'}")
+
+
+def parse_limits(items: list[str]) -> dict[str, float]:
+    """`--max latency_ms=5`. Raises MnetError."""
+    from mnet_search.spaces.schema import _quantity
+
+    limits = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        try:
+            limits[name.strip()] = float(_quantity(text))
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise MnetError(f"--max {item}: write NAME=NUMBER, for example --max latency_ms=5 or --max params=100k")
+    return limits
+
+
+# ---------------------------------------------------------------- printing
+
+
+def _print_front(frame: pd.DataFrame, objectives: Mapping[str, str], title: str, *, state: bool = False) -> None:
+    from mnet_search.search.progress import show_params, show_value
+
+    first, direction = next(iter(objectives.items()))
+    ordered = frame.sort_values(first, ascending=direction == "minimize")
+    names = list(dict.fromkeys([*objectives, "params", "mult_adds"]))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ["trial", *["state"] * state, *names]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("parameters")
+    for _, row in ordered.iterrows():
+        chosen = {k.removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.") and v is not None}
+        cells = [show_value(name, row[name]) for name in names]
+        table.add_row(str(row["number"]), *[row["state"]] * state, *cells, show_params(chosen))
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
+    """At the terminal's width; unbroken lines where stdout is a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=240)
+    console.print(table)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(_clean(content), indent=2, default=str))
+
+
+def _clean(value: Any) -> Any:
+    """NaN is not JSON: null."""
+    if isinstance(value, Mapping):
+        return {str(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{str(k): v for k, v in record.items()} for record in records]
+
+
+def _bound_text(name: str, bound: Any) -> str:
+    parts = [f"at most {si(bound.max)}"] * (bound.max is not None) + [f"at least {si(bound.min)}"] * (
+        bound.min is not None
+    )
+    return f"{name} {' and '.join(parts)}"
+
+
+def _params_text(chosen: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in chosen.items())
+
+
+def _count_or_blank(value: int) -> str:
+    return f"{value:,}" if value else ""
+
+
+def _shape(shape: Any) -> list[int]:
+    return [shape.channels, shape.height, shape.width]
+
+
+def _echo(text: str) -> None:
+    print(text)

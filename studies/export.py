@@ -1,0 +1,180 @@
+"""Taking a network out of a study: a training config, and its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+
+from mnet_search.models.arch import Arch, MnetError
+from mnet_search.models.families import create
+from mnet_search.models.tables import lookup
+from mnet_search.spaces.schema import Data, Strict, Training
+from mnet_search.spaces.yamlfile import dump, read, validate
+from mnet_search.studies.pareto import front
+from mnet_search.studies.store import Store
+
+CONFIG_VERSION = 1
+
+
+class ArchEntry(Strict):
+    """A network in a config: how to make it, and the id by which to see that it is the same one."""
+
+    family: str
+    options: dict[str, bool | int | float | str]
+    arch_id: str
+
+
+class TrainConfig(Strict):
+    """What `mnet-search train` needs, and where it came from. `measured` and `provenance` are for people."""
+
+    config_version: int = Field(description="1 in this version")
+    arch: ArchEntry
+    data: Data
+    training: Training
+    seed: int = Field(ge=0)
+    measured: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+
+def read_config(path: Path, overrides: Iterable[str] = ()) -> tuple[TrainConfig, Arch]:
+    """A config and its network. Raises MnetError where it is of a newer version, or its network is another one in this version."""
+    values, source = read(path, overrides)
+    version = values.get("config_version")
+    if isinstance(version, int) and version > CONFIG_VERSION:
+        raise source.error(
+            ("config_version",),
+            f"{version} is newer than this mnet-search reads ({CONFIG_VERSION}); upgrade mnet-search",
+        )
+    if "arch" not in values:
+        raise MnetError(f"{path}: no training config (it has no `arch:`); `mnet-search export STUDY --best` writes one")
+    config = validate(values, source, TrainConfig)
+    arch = create(config.arch.family, **config.arch.options)
+    if arch.id != config.arch.arch_id:
+        raise MnetError(
+            f"{path}: its options give the network {arch.id} in this version, not {config.arch.arch_id}; "
+            "use the mnet-search that wrote it, or set arch.arch_id if the change is meant"
+        )
+    return config, arch
+
+
+def select(
+    frame: pd.DataFrame, objectives: Mapping[str, str], which: str, limits: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """The rows that `which` names: "front", "best" (of the first objective within `limits`, ties to fewer mult-adds) or a trial's number.
+
+    Raises MnetError where there is none, or the trial did not finish.
+    """
+    if which not in ("front", "best"):
+        return _one_trial(frame, int(which))
+    finished = frame[frame["state"] == "finished"]
+    if finished.empty:
+        raise MnetError("no trial of this study has finished yet; let the search run on")
+    if which == "front":
+        return front(finished, objectives)
+    within = finished
+    for name, limit in (limits or {}).items():
+        if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
+            raise MnetError(
+                f"--max {name}: not a figure of a trial; use params, mult_adds, activations, latency_ms or another objective"
+            )
+        within = within[within[name] <= limit]
+        if within.empty:
+            least = finished[name].min()
+            raise MnetError(f"no finished trial has {name} within {limit:g}; the least is {least:g}")
+    first, direction = next(iter(objectives.items()))
+    ordered = within.sort_values([first, "mult_adds", "number"], ascending=[direction == "minimize", True, True])
+    return ordered.head(1)
+
+
+def config_of(store: Store, study: str, row: pd.Series) -> dict[str, Any]:
+    """The training config of one finished trial, as plain values in the order in which a person reads them."""
+    stored = store.row(study)
+    names = ("accuracy", "validation_loss", "latency_ms", "latency_q1_ms", "latency_q3_ms")
+    measured = {name: float(row[name]) for name in names if not math.isnan(row[name])}
+    provenance = dict(stored["provenance"])
+    return {
+        "config_version": CONFIG_VERSION,
+        "arch": {"family": row["family"], "options": dict(row["options"]), "arch_id": row["arch_id"]},
+        "data": stored["space"]["data"],
+        "training": stored["space"]["training"],
+        "seed": int(row["seed"]),
+        "measured": {
+            **measured,
+            "runs": 1,
+            "validation_images": provenance.get("validation_images"),
+            **{name: int(row[name]) for name in ("params", "mult_adds", "activations")},
+        },
+        "provenance": {"study": study, "trial": int(row["number"]), "space_hash": stored["space_hash"], **provenance},
+    }
+
+
+def export(
+    store: Store, study: str, rows: pd.DataFrame, formats: Iterable[str], folder: Path, *, force: bool = False
+) -> list[Path]:
+    """Write the asked formats of each row into `folder`, as STUDY-trialN.*; the files written, in order.
+
+    Raises MnetError for an unknown format, a file that exists (unless `force`), a checkpoint that is gone or damaged.
+    """
+    writers = [lookup(FORMATS, name, "export format") for name in formats]
+    plan = []
+    for _, row in rows.iterrows():
+        stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{study}-trial{row['number']}")
+        plan += [(write, suffix, row, folder / f"{stem}{suffix}") for write, suffix in writers]
+    taken = [path for *_, path in plan if path.exists()]
+    if taken and not force:
+        raise MnetError(f"{taken[0]} exists already; give --force to replace it, or another folder with -o")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for write, _, row, path in plan:
+            write(store, study, row, path)
+    except OSError as error:
+        raise MnetError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
+    return [path for *_, path in plan]
+
+
+def _one_trial(frame: pd.DataFrame, number: int) -> pd.DataFrame:
+    row = frame[frame["number"] == number]
+    if row.empty:
+        last = f"0 to {frame['number'].max()}" if len(frame) else "none yet"
+        raise MnetError(f"no trial {number} in this study (it has: {last})")
+    state, reason = row.iloc[0]["state"], row.iloc[0]["reason"]
+    if state != "finished":
+        raise MnetError(
+            f"trial {number} is {state}{': ' + reason if reason else ''}; only a finished trial can be exported"
+        )
+    return row
+
+
+def _write_config(store: Store, study: str, row: pd.Series, path: Path) -> None:
+    head = f"# A network of study {study}; train it with: mnet-search train {path.name}\n"
+    path.write_text(head + dump(config_of(store, study, row)), encoding="utf-8")
+
+
+def _write_weights(store: Store, study: str, row: pd.Series, path: Path) -> None:
+    """The weights after the last epoch, by their state-dict names, as safetensors."""
+    from safetensors.torch import save_file
+
+    from mnet_search.models.checkpoints import load_checkpoint
+
+    source = Path(row["checkpoint"])
+    try:
+        checkpoint = load_checkpoint(source)
+    except FileNotFoundError:
+        raise MnetError(
+            f"the checkpoint of trial {row['number']} is gone ({source}); --format config needs none"
+        ) from None
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.module.items()}
+    about = {"arch_id": row["arch_id"], "study": study, "trial": str(row["number"])}
+    save_file(weights, path, metadata=about)
+
+
+Format = tuple[Any, str]
+FORMATS: dict[str, Format] = {
+    "config": (_write_config, ".yaml"),
+    "weights": (_write_weights, ".safetensors"),
+}

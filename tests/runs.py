@@ -1,0 +1,101 @@
+"""Helpers for tests that run the real command line in real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from mnet_search.studies import frame as frames
+from mnet_search.studies.store import Store
+
+TINY = """\
+description: the smallest networks, on a few digits, for tests
+family: mobilenet_v1
+data: {name: digits, limit: 200}
+parameters:
+  width: [0.1, 0.12, 0.15, 0.2]
+  resolution: [9, 12]
+  depth: shallow
+objectives: {accuracy: maximize, latency_ms: minimize, params: minimize}
+training: {epochs: 2, batch_size: 50}
+search: {sampler: grid, n_trials: 4, seed: 0}
+"""
+
+
+def write_space(folder: Path, text: str = TINY) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "mnet_search.search.cli", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MNET_STORAGE": "sqlite:///study.db"}
+
+
+def mnet(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in `folder`, with the database study.db there."""
+    return subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Start a command in `folder`, in a process group of its own."""
+    log = (folder / "log.txt").open("a")
+    return subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stdout=log, stderr=log, text=True, start_new_session=True)
+
+
+def load(folder: Path, study: str = "tiny") -> pd.DataFrame:
+    with Store(f"sqlite:///{folder / 'study.db'}") as store:
+        return frames.load(store, study)
+
+
+def load_curves(folder: Path, study: str = "tiny") -> pd.DataFrame:
+    with Store(f"sqlite:///{folder / 'study.db'}") as store:
+        return frames.curves(store, study)
+
+
+def wait_for(folder: Path, happened: Callable[[pd.DataFrame], bool], process: subprocess.Popen[str], timeout: float = 120) -> pd.DataFrame:
+    """Poll the study until `happened`; fails with the log where the process ends or time runs out first."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if (folder / "study.db").exists():
+            try:
+                frame = load(folder)
+            except Exception:  # noqa: BLE001  # the study is being made
+                frame = None
+            if frame is not None and happened(frame):
+                return frame
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise AssertionError(f"did not happen; the log says:\n{(folder / 'log.txt').read_text()}")
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of a process (Linux)."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def processes_named(name: str) -> list[int]:
+    """Pids of processes whose command line starts with `name` (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text.startswith(name):
+            found.append(int(path.parent.name))
+    return found

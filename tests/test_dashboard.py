@@ -1,0 +1,413 @@
+"""The live page and the report, on a study that the store itself wrote; in a real browser where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from browser import chromium, hover_text, page_of, wait_for_points
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+
+from mnet_search.dashboards.app import bind, create_app, empty_message, progress
+from mnet_search.dashboards.report import ReportError, flatten, write_report
+from mnet_search.dashboards.snapshot import take
+from mnet_search.models.arch import MnetError
+from mnet_search.models.complexity import costs
+from mnet_search.spaces.space import load_space
+from mnet_search.studies.store import Store, Summary
+
+SPACE = """
+description: <img src=x onerror="alert(1)"> & friends
+family: mobilenet_v1
+data: {name: digits}
+parameters:
+  width: [0.25, 0.5, 0.75, 1.0]
+  resolution: [20, 24, 32]
+  depth: [shallow, full]
+objectives: {accuracy: maximize, latency_ms: minimize, params: minimize}
+"""
+STUDY = 'digits <script>alert("study")</script> {%css%}'
+
+
+class Written:
+    """A study that a test goes on writing, as the driver of a search does."""
+
+    def __init__(self, folder: Path, name: str = STUDY):
+        (folder / "space.yaml").write_text(SPACE)
+        self.url, self.name = f"sqlite:///{folder / 'studies.db'}", name
+        self.space = load_space(folder / "space.yaml").for_data(classes=10, in_channels=1)
+        self.store = Store(self.url, create=True)
+        provenance = {"validation_images": 500, "data": {"name": "digits", "files": ["<b>a</b>", "b"]}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.writer = self.store.open_study(
+                self.space, name, n_trials=30, runs_dir=folder / "runs", provenance=provenance
+            )
+        self.codes = iter(random.Random(0).sample(list(self.space.codes()), 24))
+
+    def begin(self):
+        chosen = next(self.codes)
+        arch = self.space.arch(chosen)
+        distributions = {name: CategoricalDistribution(self.space.values(name)) for name in chosen}
+        record = self.writer.begin(chosen=chosen, distributions=distributions, arch=arch, costs=costs(arch), seed=0)
+        self.writer.add_epoch(record.trial_id, 1, {"validation_accuracy": 0.6})
+        return record, costs(arch)
+
+    def finish(self, accuracy: float, latency_ms: float) -> int:
+        record, cost = self.begin()
+        metrics = {"accuracy": accuracy, "validation_loss": 1 - accuracy, "latency_ms": latency_ms}
+        metrics |= {"latency_q1_ms": 0.9 * latency_ms, "latency_q3_ms": 1.2 * latency_ms}
+        self.writer.finish(
+            record.trial_id, [accuracy, latency_ms, float(cost.params)],
+            metrics=metrics, environment={}, measurement=None, checkpoint="", checkpoint_sha256="",
+        )  # fmt: skip
+        return record.number
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Three trials on the front of accuracy and latency, one behind it, one failed, one running."""
+    written = Written(tmp_path)
+    for accuracy, latency_ms in ((0.90, 0.4), (0.95, 0.8), (0.97, 1.5), (0.85, 1.0)):
+        written.finish(accuracy, latency_ms)
+    written.writer.fail(written.begin()[0].trial_id, "loss is NaN at epoch 3")
+    written.begin()
+    yield written
+    written.store.close()
+
+
+@contextlib.contextmanager
+def served(url, study=None):
+    """The page on a free port -> the port."""
+    server = bind(create_app(url, study), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def ask(port, method="GET", path="/", body=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer, text
+
+
+# --- Who may ask ---
+
+
+def test_only_loopback_is_served(tmp_path, monkeypatch):
+    app = create_app(f"sqlite:///{tmp_path / 'none.db'}")
+    for host in ("0.0.0.0", "::1", "192.168.1.5", "example.org", ""):
+        with pytest.raises(MnetError, match=r"has no password yet .* host '.*' is not one of 127.0.0.1, localhost;"):
+            bind(app, host, 8050)
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    monkeypatch.setenv("PORT", "1")
+    server = bind(app, "127.0.0.1", 0)
+    assert server.socket.getsockname()[0] == "127.0.0.1"
+    server.server_close()
+
+
+def test_a_port_that_cannot_be_had(tmp_path):
+    app = create_app(f"sqlite:///{tmp_path / 'none.db'}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            MnetError, match=rf"cannot listen on 127.0.0.1 port {port} \(Address already in use\): .*--port"
+        ):
+            bind(app, "127.0.0.1", port)
+    with pytest.raises(MnetError, match="port 70000 is not possible: choose one from 1 to 65535"):
+        bind(app, "127.0.0.1", 70_000)
+
+
+def test_foreign_names_and_pages_are_refused(study):
+    with served(study.url) as port:
+        own = f"127.0.0.1:{port}"
+        assert ask(port, Host=own)[0].status == 200
+        assert ask(port, Host=f"localhost:{port}")[0].status == 200
+        assert ask(port, Host="evil.example")[0].status == 400, "a name that was rebound to this address"
+        update, json_type = "/_dash-update-component", "application/json"
+
+        def post(**headers):
+            return ask(port, "POST", update, "{}", Content_Type=json_type, Host=own, **headers)[0].status
+
+        for foreign in ("http://evil.example", "null", f"http://evil.example:{port}", "http://127.0.0.1:1"):
+            assert post(Origin=foreign) == 403
+        assert post(Sec_Fetch_Site="cross-site") == 403
+        assert post(Origin=f"http://{own}", Sec_Fetch_Site="same-origin") not in (400, 403)
+        headers = ask(port, Host=own)[0].headers
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+def test_serve_says_where_it_is_and_ends_on_ctrl_c(study):
+    code = "import sys; from mnet_search.dashboards.app import serve; serve(sys.argv[1], port=0)"
+    command = [sys.executable, "-c", code, study.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        port = re.fullmatch(r"dashboard: http://127.0.0.1:(\d+)/ \(Ctrl-C stops it\)\n", line)[1]
+        assert ask(int(port))[0].status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", ""), "no access log, no traceback"
+        assert process.returncode == 0
+
+
+def test_the_agent_endpoint_of_dash_stays_off(study, monkeypatch):
+    monkeypatch.setenv("DASH_MCP_ENABLED", "true")
+    with served(study.url) as port:
+        answer, _ = ask(port, "POST", "/_mcp", "{}", Content_Type="application/json")
+        assert answer.status in (404, 405)
+
+
+def test_the_name_of_a_study_is_text(study):
+    with served(study.url, study.name) as port:
+        _, page = ask(port)
+        assert (
+            "<title>digits &lt;script&gt;alert(&quot;study&quot;)&lt;/script&gt; {&#37;css%} · mnet-search</title>"
+            in page
+        )
+        assert 'alert("study")' not in page
+        layout = json.loads(ask(port, path="/_dash-layout")[1])
+        assert STUDY in json.dumps(layout, ensure_ascii=False).replace('\\"', '"')
+
+
+# --- Words ---
+
+
+def summary_of(**changes):
+    when = datetime(2026, 11, 22, 10, 0, 0)
+    facts = {
+        "name": "s",
+        "space": "s",
+        "objectives": {},
+        "n_finished": 0,
+        "n_running": 0,
+        "n_failed": 0,
+        "n_stopped": 0,
+    }
+    facts |= {"n_total_asked": 30, "created": when, "last_activity": when, "active": False}
+    return Summary(**(facts | changes))
+
+
+def test_progress_line():
+    busy = summary_of(n_finished=12, n_running=2, n_failed=1, active=True)
+    assert progress(busy, 5) == (
+        "12 of 30 trials finished · 5 on the front · 2 running · 1 failed · the search is running · "
+        "last activity 2026-11-22 10:00:00"
+    )
+    idle = "0 of 30 trials finished · no search is running · last activity 2026-11-22 10:00:00"
+    assert progress(summary_of(), 0) == idle
+
+
+def test_empty_messages_say_what_to_do():
+    assert empty_message(summary_of(n_finished=1)) == ""
+    assert empty_message(summary_of(n_running=2, active=True)) == (
+        "no finished trials yet: 2 running; this page follows the search by itself"
+    )
+    assert empty_message(summary_of()) == (
+        "no finished trials yet, and no search is running: start it with mnet-search resume s"
+    )
+    assert empty_message(summary_of(n_failed=3)) == (
+        "no finished trials yet, and no search is running; 3 failed (mnet-search show s says why): "
+        "start it with mnet-search resume s"
+    )
+
+
+# --- The report as a file ---
+
+
+def test_report_is_one_file_of_text_that_cannot_become_markup(study, tmp_path):
+    path = write_report(study.url, study.name, tmp_path / "report.html")
+    page = path.read_text()
+    assert page.count("* plotly.js v") == 1
+    own = re.sub(r"<script>/\*\*.*?</script>", "", page, count=1, flags=re.DOTALL)
+    assert len(own) < 200_000, "what is left without plotly.js"
+    assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", own.replace("src=x onerror", "")), (
+        "nothing from outside"
+    )
+    assert 'alert("study")' not in own
+    assert "<h1>digits &lt;script&gt;" in own
+    assert "&lt;img src=x" in own
+    assert "<b>a</b>" not in own
+    for text in (
+        "<td>95.00 %</td>",
+        "<td>0.800 [0.720, 0.960]</td>",
+        "Most accurate: trial 2 ",
+        "Single runs, no repeats",
+    ):
+        assert text in own
+    assert "<td>data.files</td><td>&lt;b&gt;a&lt;/b&gt;, b</td>" in own
+
+
+def test_report_of_an_open_store_equals_that_of_its_address(study, tmp_path):
+    pages = [write_report(store, study.name, tmp_path / "r.html").read_text() for store in (study.store, study.url)]
+    first, second = (re.sub(r"Report of [^<]*", "", page) for page in pages)
+    assert first == second
+
+
+def test_report_that_cannot_be_written_leaves_nothing(study, tmp_path):
+    with pytest.raises(
+        ReportError, match=r"no folder '.*nowhere' to write the report to: make it, or give another path"
+    ):
+        write_report(study.url, study.name, tmp_path / "nowhere" / "report.html")
+    occupied = tmp_path / "occupied"
+    (occupied / "report.html").mkdir(parents=True)
+    with pytest.raises(ReportError, match=r"could not write the report to .*report\.html.: Is a directory"):
+        write_report(study.url, study.name, occupied / "report.html")
+    assert [entry.name for entry in occupied.iterdir()] == ["report.html"]
+    with pytest.raises(MnetError, match="no study 'other'"):
+        write_report(study.url, "other", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_flattened_provenance():
+    rows = list(flatten({"a": 1, "b": {"c": [1, 2], "d": {"e": None}}}))
+    assert rows == [("a", "1"), ("b.c", "1, 2"), ("b.d.e", "None")]
+
+
+def test_snapshot_of_a_store(study):
+    snapshot = take(study.store, study.name)
+    assert snapshot.front()["number"].is_unique
+    assert (len(snapshot.frame), len(snapshot.finished()), len(snapshot.curves)) == (6, 4, 6)
+    assert snapshot.objectives == {"accuracy": "maximize", "latency_ms": "minimize", "params": "minimize"}
+    assert "family: mobilenet_v1" in snapshot.space_text
+
+
+# --- In a browser ---
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+def assert_front(page, plot):
+    wait_for_points(page, plot, 3)
+    front = page.evaluate(f"document.querySelector('{plot}').data.at(-1)")
+    assert front["name"] == "front of accuracy and latency (3)"
+    assert (front["customdata"], front["x"], front["y"]) == ([0, 1, 2], [0.4, 0.8, 1.5], [90.0, 95.0, 97.0])
+
+
+def assert_hover(text, study):
+    row = study.store and take(study.store, study.name).frame.iloc[0]
+    for part in (
+        "trial 0",
+        row["arch_id"],
+        "mobilenet_v1",
+        f"width: {row['param.width']:g}",
+        f"depth: {row['param.depth']}",
+    ):
+        assert part in text
+    for part in ("accuracy: 90.00 %", "latency: 0.400 ms [0.360, 0.480]", "params: ", "mult-adds: "):
+        assert part in text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1440, 390])
+def test_report_in_a_browser(browser, study, tmp_path, width):
+    path = write_report(study.url, study.name, tmp_path / "report.html")
+    with page_of(browser, width) as (page, log):
+        page.goto(path.as_uri())
+        assert_front(page, "#plot-pareto_latency")
+        assert page.title() == f"{STUDY} · mnet-search"
+        assert page.locator("h1").inner_text() == STUDY
+        assert page.locator("pre").inner_text().count("<img src=x") == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+        assert_hover(hover_text(page, "#plot-pareto_latency"), study)
+        assert page.locator("section", has_text="The front").locator("tbody tr").count() >= 3
+        assert log.errors == []
+        assert [address for address in log.addresses if not address.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1440, 390])
+def test_dashboard_in_a_browser_follows_the_study(browser, study, width):
+    plot = "#plot-pareto_latency .js-plotly-plot"
+    with served(study.url, study.name) as port, page_of(browser, width) as (page, log):
+        page.goto(f"http://127.0.0.1:{port}/")
+        assert_front(page, plot)
+        assert page.locator("#heading").inner_text() == STUDY
+        assert page.locator("#progress").inner_text().startswith("4 of 30 trials finished · ")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+        assert_hover(hover_text(page, plot), study)
+        page.evaluate("window.notReloaded = true")
+        study.finish(0.99, 2.0)
+        wait_for_points(page, plot, 4)
+        assert page.evaluate("window.notReloaded"), "the new trial came without a reload"
+        assert page.locator("#progress").inner_text().startswith("5 of 30 trials finished · ")
+        assert "Most accurate: trial 6 " in page.locator("#words").inner_text()
+        assert log.errors == []
+        assert all(address.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:")) for address in log.addresses)
+
+
+@pytest.mark.browser
+def test_dashboard_draws_only_what_has_changed(browser, study):
+    plot = "#plot-pareto_latency .js-plotly-plot"
+    with served(study.url, study.name) as port, page_of(browser) as (page, log):
+        page.goto(f"http://127.0.0.1:{port}/")
+        assert_front(page, plot)
+
+        def poll():
+            with page.expect_response(lambda answer: "update-component" in answer.url) as caught:
+                pass
+            return caught.value.status
+
+        assert poll() == 204  # by now the page has settled
+        page.evaluate(f"() => {{ drawn = 0; document.querySelector('{plot}').on('plotly_afterplot', () => drawn++); }}")
+        assert [poll(), poll()] == [204, 204], "it asks, and is told that nothing is new"
+        assert page.evaluate("drawn") == 0
+        assert log.errors == []
+
+
+@pytest.mark.browser
+def test_dashboard_without_a_study_has_a_picker(browser, study, tmp_path):
+    other = Written(tmp_path, "an empty one")
+    other.begin()  # the study with the latest activity is shown first
+    with served(study.url) as port, page_of(browser) as (page, log):
+        page.goto(f"http://127.0.0.1:{port}/")
+        message = page.locator("#message")
+        message.filter(has_text="no finished trials yet, and no search is running: start it with").wait_for()
+        assert page.locator("#heading").inner_text() == "an empty one"
+        page.locator("#picker").click()
+        page.get_by_text(STUDY).click()
+        assert_front(page, "#plot-pareto_latency .js-plotly-plot")
+        assert page.locator("#heading").inner_text() == STUDY
+        assert not message.is_visible()
+        assert log.errors == []
+    other.store.close()
+
+
+@pytest.mark.browser
+def test_dashboard_says_what_is_wrong_and_recovers(browser, tmp_path):
+    with served(f"sqlite:///{tmp_path / 'studies.db'}", "later") as port, page_of(browser) as (page, log):
+        page.goto(f"http://127.0.0.1:{port}/")
+        message = page.locator("#message")
+        message.filter(has_text="no such database; start a search first (mnet-search run SPACE)").wait_for()
+        written = Written(tmp_path, "sooner")
+        message.filter(has_text="no study 'later' in").wait_for()
+        later = Written(tmp_path, "later")
+        later.finish(0.9, 1.0)
+        wait_for_points(page, "#plot-pareto_latency .js-plotly-plot", 1)
+        assert not message.is_visible()
+        assert log.errors == []
+        written.store.close()
+        later.store.close()

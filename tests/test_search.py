@@ -1,0 +1,191 @@
+"""The whole road in real processes: both executors, kills, Ctrl-C, full disks. Asserted on the database afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from runs import TINY, children, load, load_curves, mnet, processes_named, start, wait_for, write_space
+
+EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.ray)]
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc to find the processes to kill")
+
+
+def check_complete(folder: Path, n_trials: int, epochs: int = 2) -> pd.DataFrame:
+    """Exactly the asked number finished, none twice, none left running, every curve and checkpoint whole."""
+    frame = load(folder)
+    finished = frame[frame["state"] == "finished"]
+    assert len(finished) == n_trials, frame[["number", "state", "reason"]]
+    assert not frame.duplicated(["arch_id", "seed"]).any()
+    assert (frame["state"] != "running").all()
+    assert (finished["epochs"] == epochs).all()
+    assert all(Path(path).exists() for path in finished["checkpoint"])
+    assert finished[["accuracy", "latency_ms", "params", "mult_adds"]].notna().all(axis=None)
+    return frame
+
+
+@pytest.mark.ray
+def test_both_executors_leave_the_same_records(tmp_path: Path) -> None:
+    figures, lines = [], []
+    for executor in ("local", "ray"):
+        folder = tmp_path / executor
+        folder.mkdir()
+        done = mnet(folder, "run", write_space(folder), "--executor", executor, "--n-trials", 3, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["n_new"] == 3
+        frame = check_complete(folder, 3)
+        figures.append(frame[["arch_id", "seed", "accuracy", "validation_loss", "params", "mult_adds", "param.width"]].set_index("arch_id").sort_index())
+        curves = load_curves(folder).merge(frame[["number", "arch_id"]], on="number")
+        lines.append(curves.sort_values(["arch_id", "epoch"])[["arch_id", "epoch", "train_loss", "validation_accuracy", "learning_rate"]].reset_index(drop=True))
+    pd.testing.assert_frame_equal(*figures)
+    pd.testing.assert_frame_equal(*lines)
+
+
+@linux
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_kill_9_of_the_driver_loses_and_repeats_nothing(tmp_path: Path, executor: str) -> None:
+    space = write_space(tmp_path, TINY.replace("epochs: 2", "epochs: 4"))
+    arguments = ("run", space, "--executor", executor, "--n-trials", 5)
+    process = start(tmp_path, *arguments)
+    # in the middle of a trial: one has finished, another is past its first epoch
+    before = wait_for(tmp_path, lambda f: (f["state"] == "finished").any() and (f[f["state"] == "running"]["epochs"] >= 1).any(), process)
+    process.kill()
+    process.wait()
+    done_before = before[before["state"] == "finished"].set_index("number")
+    again = mnet(tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr
+    frame = check_complete(tmp_path, 5, epochs=4).set_index("number")
+    columns = ["arch_id", "accuracy", "finished", "attempts"]
+    pd.testing.assert_frame_equal(frame.loc[done_before.index, columns], done_before[columns])
+    assert "trials are finished already; going on" in again.stderr
+    finished_again = mnet(tmp_path, *arguments)  # idempotent: nothing left to do
+    assert finished_again.returncode == 0
+    assert "(0 in this run)" in finished_again.stdout
+    assert len(load(tmp_path)) == len(frame)
+
+
+@linux
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_kill_9_of_a_worker_runs_its_trial_again_from_its_checkpoint(tmp_path: Path, executor: str) -> None:
+    space = write_space(tmp_path, TINY.replace("epochs: 2", "epochs: 12"))
+    process = start(tmp_path, "run", space, "--executor", executor, "--n-trials", 2, "-s", "resources.concurrency=1")
+    wait_for(tmp_path, lambda f: (f["epochs"] >= 2).any(), process)
+    workers = children(process.pid) if executor == "local" else processes_named("ray::RayTrial")
+    if executor == "local":  # the resource tracker of multiprocessing is a child as well
+        workers = [pid for pid in workers if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(120) == 0, (tmp_path / "log.txt").read_text()
+    frame = check_complete(tmp_path, 2, epochs=12)
+    assert sorted(frame["attempts"]) == [1, 2]
+
+
+@linux
+@pytest.mark.parametrize(("executor", "number"), [("local", signal.SIGINT), ("local", signal.SIGTERM), pytest.param("ray", signal.SIGINT, marks=pytest.mark.ray)])
+def test_a_signal_stops_cleanly_and_the_study_goes_on_later(tmp_path: Path, executor: str, number: int) -> None:
+    space = write_space(tmp_path, TINY.replace("epochs: 2", "epochs: 6"))
+    process = start(tmp_path, "run", space, "--executor", executor, "--n-trials", 3)
+    wait_for(tmp_path, lambda f: (f["epochs"] >= 1).any(), process)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number, (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in log
+    assert "mnet-search resume tiny" in log
+    assert children(os.getpid()) == [] or not processes_named("ray::RayTrial")
+    resumed = mnet(tmp_path, "resume", "tiny", "--executor", "local")
+    assert resumed.returncode == 0, resumed.stderr
+    check_complete(tmp_path, 3, epochs=6)
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path: Path) -> None:
+    space = write_space(tmp_path, TINY.replace("epochs: 2", "epochs: 30"))
+    first = start(tmp_path, "run", space, "--executor", "local", "--n-trials", 2)
+    try:
+        wait_for(tmp_path, lambda f: len(f) > 0, first)
+        second = mnet(tmp_path, "run", space, "--executor", "local", "--n-trials", 2)
+        assert second.returncode == 3
+        assert f"study 'tiny' is already being run by process {first.pid} on" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
+    text = TINY.replace("width: [0.1, 0.12, 0.15, 0.2]", "width: [0.1, 0.100001]").replace("sampler: grid", "sampler: random").replace("epochs: 2", "epochs: 1")
+    done = mnet(tmp_path, "run", write_space(tmp_path, text), "--executor", "local", "--n-trials", 9)
+    assert done.returncode == 0, done.stderr
+    assert "every network of the space within the budgets is known" in done.stdout
+    frame = check_complete(tmp_path, 2, epochs=1)  # two resolutions; both widths give one network
+    assert frame["arch_id"].nunique() == 2
+
+
+def test_budgets_hold_before_training(tmp_path: Path) -> None:
+    text = TINY + "constraints: {params: {max: 40k}}\n"
+    done = mnet(tmp_path, "run", write_space(tmp_path, text.replace("sampler: grid", "sampler: tpe")), "--executor", "local", "--n-trials", 3, "-s", "training.epochs=1")
+    assert done.returncode == 0, done.stderr
+    frame = check_complete(tmp_path, 3, epochs=1)
+    assert (frame["params"] <= 40_000).all()
+
+
+def test_an_edited_space_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    space = write_space(tmp_path)
+    assert mnet(tmp_path, "run", space, "--executor", "local", "--n-trials", 1).returncode == 0
+    refused = mnet(tmp_path, "run", space, "--executor", "local", "-s", "training.epochs=3")
+    assert refused.returncode == 2
+    assert "training.epochs: 2 -> 3" in refused.stderr
+    more = mnet(tmp_path, "run", space, "--executor", "local", "--n-trials", 2)
+    assert more.returncode == 0
+    check_complete(tmp_path, 2)
+
+
+def test_trials_that_diverge_fail_with_the_reason_and_use_up_the_failure_budget(tmp_path: Path) -> None:
+    space = write_space(tmp_path, TINY.replace("epochs: 2", "epochs: 2, learning_rate: 1e18"))
+    done = mnet(tmp_path, "run", space, "--executor", "local", "--max-failures", 1)
+    assert done.returncode == 4, done.stderr
+    assert "more than --max-failures 1; see the reasons with `mnet-search show tiny`" in done.stderr
+    shown = mnet(tmp_path, "show", "tiny")
+    assert shown.returncode == 0
+    assert "trial 0 failed: the training loss became" in shown.stdout
+    assert not (load(tmp_path)["state"] == "running").any()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """A file system of its own that is soon full."""
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], capture_output=True)
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        yield folder
+    finally:
+        time.sleep(0.1)
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_fails_the_trial_with_its_cause_and_the_study_stays_readable(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 100) as disk:
+        done = mnet(tmp_path, "run", write_space(tmp_path), "--executor", "local", "--runs-dir", disk / "runs", "--max-failures", 1)
+        assert done.returncode == 4, done.stderr
+        frame = load(tmp_path)
+        assert frame["reason"].str.contains("No space left on device").any()
+    assert mnet(tmp_path, "show", "tiny", "--json").returncode == 0
+    healed = mnet(tmp_path, "run", write_space(tmp_path), "--executor", "local", "--n-trials", 1)
+    assert healed.returncode == 0, healed.stderr
+
+
+def test_a_full_disk_under_the_database_is_named(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 300) as disk:
+        done = mnet(tmp_path, "run", write_space(tmp_path), "--executor", "local", "--storage", f"sqlite:///{disk / 'x.db'}")
+        assert done.returncode == 3, done.stderr
+        assert "the disk is full" in done.stderr
+        assert "Traceback" not in done.stderr
