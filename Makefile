@@ -26,7 +26,7 @@ help:  ## this list
 
 # pip is slow but reads its own settings (a private registry in pip.conf, say), which uv does not.
 define install_lock
-@$(BIN)/uv pip install $(2) --python $(1)/bin/python -r requirements.lock \
+@$(BIN)/uv pip install --compile-bytecode $(2) --python $(1)/bin/python -r requirements.lock \
     || { echo "uv could not install the lock; trying pip, which takes minutes" >&2; \
          $(BIN)/python -m pip --disable-pip-version-check --python $(1)/bin/python install --quiet -r requirements.lock; }
 endef

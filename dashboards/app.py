@@ -48,6 +48,7 @@ PAGE = """<!DOCTYPE html>
 
 LIVE_STYLE = """
 .top { display: flex; flex-wrap: wrap; gap: 8px 24px; align-items: baseline; justify-content: space-between; }
+.top { margin-bottom: 6px; }
 .picker { width: min(100%, 340px); }
 .message { border-left: 4px solid #E69F00; padding-left: 10px; margin: 8px 0; }
 .message:empty { display: none; }
@@ -158,7 +159,7 @@ def _layout(study: str | None) -> tags.Main:
         )
         for name, plot in PLOTS.items()
     ]
-    table = _card("The front", tags.Div(id="front", className="scroll"), True)
+    table = _card("The front", tags.Div(id="front", className="scroll long"), True)
     return tags.Main(
         [
             dcc.Interval(id="tick", interval=POLL_MS),

@@ -24,6 +24,7 @@ from mnet_search.studies.pareto import front
 
 POINTS = 2000  # of the other trials that one panel draws; the front is always whole
 ERROR_BARS = 500  # other trials up to which each shows its latency quartiles
+MARGIN = 0.08  # of the accuracies framed, left free above and below
 CURVES = 200  # of the other trials whose learning curves are drawn, the latest first
 
 FRONT, RUNNING = "#D55E00", "#0072B2"
@@ -53,6 +54,8 @@ class ParetoInfo:
     front: tuple[Point, ...]
     others: tuple[Point, ...]
     n_others: int  # may be more than are drawn
+    floor: float  # accuracy from which the panel is drawn at first, so that failures do not flatten the front
+    n_below: int  # others below it
     note: str
 
 
@@ -64,11 +67,17 @@ def pareto_info(snapshot: Snapshot, cost: str) -> ParetoInfo:
     # Evenly by rank of accuracy, so that a thinned cloud keeps its shape.
     ranks = np.linspace(0, len(others) - 1, min(len(others), POINTS)).round().astype(int)
     drawn = others.sort_values("accuracy", kind="stable").iloc[ranks].sort_values("number")
+    floor = 0.0
+    if len(others):
+        lowest = min(members["accuracy"].min(), others["accuracy"].quantile(0.25))
+        floor = float(lowest - MARGIN * (members["accuracy"].max() - lowest))
     return ParetoInfo(
         cost=cost,
         front=_points(members, cost),
         others=_points(drawn, cost),
         n_others=len(others),
+        floor=floor,
+        n_below=int((others["accuracy"] < floor).sum()),
         note=noise_note(members, finished, snapshot.provenance),
     )
 
@@ -103,6 +112,11 @@ def pareto_figure(info: ParetoInfo) -> go.Figure:
         count = f"{info.n_others:,}"
         if info.n_others > len(info.others):
             count = f"{len(info.others):,} of {info.n_others:,} shown"
+        if info.n_below:
+            # A double click on the panel shows them: plotly's own way back to all data.
+            count += f", {info.n_below:,} below the frame"
+            best = info.front[-1].accuracy
+            figure.update_yaxes(range=[100 * info.floor, 100 * (best + MARGIN * (best - info.floor))])
         style = {"mode": "markers", "marker": {"color": OTHER, "size": 6}}
         bars = len(info.others) <= ERROR_BARS
         figure.add_trace(_scatter(info.others, f"other trials ({count})", OTHER, bars=bars, **style))

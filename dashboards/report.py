@@ -38,7 +38,8 @@ p { margin: 0 0 4px; max-width: 110ch; overflow-wrap: anywhere; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px; }
 .card { min-width: 0; overflow: hidden; }
 .wide { grid-column: 1 / -1; }
-.scroll { overflow: auto; max-height: 640px; }
+.scroll { overflow: auto; }
+.long { max-height: 640px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: 4px 18px 4px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); background: var(--card); position: sticky; top: 0; }
@@ -77,7 +78,7 @@ def render(snapshot: Snapshot, now: datetime.datetime | None = None) -> str:
     made = (now or datetime.datetime.now().astimezone()).isoformat(" ", "minutes")
     words = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(overview(snapshot)))
     cards = "".join(_plot_card(name, snapshot) for name in PLOTS)
-    cards += _card("The front", _table_html(front_table(snapshot)))
+    cards += _card("The front", _table_html(front_table(snapshot), "scroll long"))
     cards += _card("Provenance", _table_html(Table((), tuple(flatten(snapshot.provenance)))))
     cards += _card("The space file as run", f"<pre>{html.escape(snapshot.space_text)}</pre>")
     name = html.escape(snapshot.name)
@@ -112,12 +113,12 @@ def _card(title: str, body: str, *, wide: bool = True) -> str:
     return f'<section class="card{" wide" * wide}"><h2>{html.escape(title)}</h2>{body}</section>\n'
 
 
-def _table_html(table: Table) -> str:
+def _table_html(table: Table, classes: str = "scroll") -> str:
     if not table.rows:
         return '<p class="soft">nothing recorded</p>'
     head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="{classes}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _replace(target: Path, content: bytes) -> None:

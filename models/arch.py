@@ -1,10 +1,12 @@
 """The description of a network: a frozen tree of primitive layers whose shapes are known.
 
-Everything that speaks about a network reads this tree: `factory` maps it to modules, `complexity` folds it to costs, later readers time, draw
-and export it. A primitive knows its input shape, so a tree that exists is a tree whose shapes fit.
+Everything that speaks about a network reads this tree: `factory` maps it to modules, `complexity` folds it to costs,
+later readers time, draw and export it. A primitive knows its input shape, so a tree that exists is a tree whose shapes
+fit.
 
-A *layer* is a function from the shape that comes in to the node that takes it (`Shape -> Node`); `chain` threads the shape through a row of
-layers. The keyword under which a layer is given is its label, and the labels on the way down are the module's state-dict names.
+A *layer* is a function from the shape that comes in to the node that takes it (`Shape -> Node`); `chain` threads the
+shape through a row of layers. The keyword under which a layer is given is its label, and the labels on the way down are
+the module's state-dict names.
 """
 
 from __future__ import annotations
@@ -79,11 +81,14 @@ def _slide(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def _window(kind: str, shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> Shape:
-    """Output of a sliding window over `shape`. A stride over a single pixel is refused: it would halve nothing and still be called a stride."""
+    """Output of a sliding window over `shape`. A stride over a single pixel is refused: it would halve nothing and
+    still be called a stride.
+    """
     side = min(shape.height, shape.width)
     if (stride > 1 and side < 2) or _slide(side, kernel, stride, padding) < 1:
         raise TooSmallError(
-            f"{kind} {kernel}x{kernel} stride {stride} cannot be applied to a map of {shape.height}x{shape.width} pixels"
+            f"{kind} {kernel}x{kernel} stride {stride} "
+            f"cannot be applied to a map of {shape.height}x{shape.width} pixels"
         )
     return Shape(channels, _slide(shape.height, kernel, stride, padding), _slide(shape.width, kernel, stride, padding))
 
@@ -318,9 +323,11 @@ def linear(features: int, *, bias: bool = True) -> Layer:
 
 
 def squeeze_excite(ratio: float, channels: int | None = None) -> Layer:
-    """Global pool, 1x1 to ratio * channels, ReLU, 1x1 back, sigmoid; multiplies its input (Hu et al., arXiv 1709.01507, section 3).
+    """Global pool, 1x1 to ratio * channels, ReLU, 1x1 back, sigmoid; multiplies its input (Hu et al., arXiv 1709.01507,
+    section 3).
 
-    `channels` is the width that the ratio refers to (the block's input in EfficientNet's manner); default: the width of the map itself.
+    `channels` is the width that the ratio refers to (the block's input in EfficientNet's manner); default: the width of
+    the map itself.
     """
 
     def layer(x: Shape) -> Scale:
@@ -420,7 +427,9 @@ class Arch:
 
     @cached_property
     def id(self) -> str:
-        """12 hex digits of the SHA-256 of the canonical form, input shape included (48 bits: a chance of 1e-5 that any two of 75,000 networks clash)."""
+        """12 hex digits of the SHA-256 of the canonical form, input shape included (48 bits: a chance of 1e-5 that any
+        two of 75,000 networks clash).
+        """
         shape = [self.input.channels, self.input.height, self.input.width]
         text = json.dumps([shape, structure(self.root)], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """Blocks: each a function from the incoming shape and its options to a tree of primitives.
 
-To add one, write the function and its row in BLOCKS at the foot. Its keyword arguments beyond `channels` and `stride` are its options, by
-which space files and the command line set it.
+To add one, write the function and its row in BLOCKS at the foot. Its keyword arguments beyond `channels` and `stride`
+are its options, by which space files and the command line set it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ KERNELS = (1, 3, 5, 7)
 
 
 def separable(x: Shape, *, channels: int, stride: int = 1, kernel: int = 3, act: str = "relu") -> Node:
-    """depthwise kxk, BN, act, 1x1, BN, act (MobileNetV1, arXiv 1704.04861, fig. 3 right). (C, H, W) -> (channels, H/stride, W/stride)."""
+    """depthwise kxk, BN, act, 1x1, BN, act (MobileNetV1, arXiv 1704.04861, fig. 3 right). (C, H, W) -> (channels,
+    H/stride, W/stride).
+    """
     return chain(x, depthwise=depthwise(kernel, stride, act=act), pointwise=conv_norm_act(channels, act=act))
 
 
 def separable_plain(x: Shape, *, channels: int, stride: int = 1, kernel: int = 3, act: str = "relu") -> Node:
-    """depthwise kxk, 1x1, BN, act: nothing between the two (Keras' SeparableConv2D; Xception, arXiv 1610.02357, section 4.7)."""
+    """depthwise kxk, 1x1, BN, act: nothing between the two (Keras' SeparableConv2D; Xception, arXiv 1610.02357, section
+    4.7).
+    """
     return chain(
         x, depthwise=depthwise(kernel, stride, act=None, norm=False), pointwise=conv_norm_act(channels, act=act)
     )
@@ -51,7 +55,9 @@ def full_conv(x: Shape, *, channels: int, stride: int = 1, kernel: int = 3, act:
 def inverted_residual(
     x: Shape, *, channels: int, stride: int = 1, kernel: int = 3, expand: int = 6, se: float = 0.0, act: str = "relu6"
 ) -> Node:
-    """expand 1x1, depthwise kxk, SE, project 1x1; x + f(x) where the shape stays (MobileNetV2, arXiv 1801.04381, fig. 4d)."""
+    """expand 1x1, depthwise kxk, SE, project 1x1; x + f(x) where the shape stays (MobileNetV2, arXiv 1801.04381, fig.
+    4d).
+    """
     body = chain(
         x,
         expand=conv_norm_act(x.channels * expand, act=act) if expand > 1 else None,
@@ -63,7 +69,9 @@ def inverted_residual(
 
 
 def options_of(block: Block) -> dict[str, Any]:
-    """The options of a block with their defaults: every keyword but `channels` and `stride`, which its place in the network decides."""
+    """The options of a block with their defaults: every keyword but `channels` and `stride`, which its place in the
+    network decides.
+    """
     parameters = inspect.signature(block).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("channels", "stride")}
 

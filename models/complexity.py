@@ -1,8 +1,9 @@
 """Costs of a network in closed form, folded over its description. No torch, no forward pass.
 
-mult-adds are multiply-adds of convolutions and linear layers at batch 1, as the MobileNet papers count them (no batch norm, activation, pooling
-or bias); params are trainable ones (a batch norm has 2 per channel; its running statistics are not counted); activations are the output elements of
-convolutions and linear layers (Radosavovic et al., arXiv 2003.13678, section 2).
+mult-adds are multiply-adds of convolutions and linear layers at batch 1, as the MobileNet papers count them (no batch
+norm, activation, pooling or bias); params are trainable ones (a batch norm has 2 per channel; its running statistics
+are not counted); activations are the output elements of convolutions and linear layers (Radosavovic et al., arXiv
+2003.13678, section 2).
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 class ResidualModule(nn.Sequential):
-    """shortcut(x) + body(x); the body's children are this module's own, so that a residual adds no level to state-dict names."""
+    """shortcut(x) + body(x); the body's children are this module's own, so that a residual adds no level to state-dict
+    names.
+    """
 
     def __init__(self, body: OrderedDict[str, nn.Module], shortcut: nn.Module | None):
         super().__init__(body)
@@ -119,8 +121,9 @@ def _modules(children: tuple[tuple[str, Node], ...]) -> OrderedDict[str, nn.Modu
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions: He normal over the fan-in, which is right for depthwise filters too, whose fan-out torch overestimates by their number
-    (He et al., arXiv 1502.01852, section 2.2). Linear: normal with sd 0.01, bias 0 (MobileNetV2 in torchvision). Norm: scale 1, shift 0.
+    """Convolutions: He normal over the fan-in, which is right for depthwise filters too, whose fan-out torch
+    overestimates by their number (He et al., arXiv 1502.01852, section 2.2). Linear: normal with sd 0.01, bias 0
+    (MobileNetV2 in torchvision). Norm: scale 1, shift 0.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):

@@ -1,7 +1,7 @@
 """Families: each turns scaling knobs (width, resolution, depth, blocks) into a whole network.
 
-To add one, write the function and its row in FAMILIES at the foot. Its keyword arguments are its options; a family that takes `stages` can be
-changed stage by stage with options named `stages.N.OPTION`, N counted from 1 as papers do.
+To add one, write the function and its row in FAMILIES at the foot. Its keyword arguments are its options; a family that
+takes `stages` can be changed stage by stage with options named `stages.N.OPTION`, N counted from 1 as papers do.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from mnet_search.models.tables import lookup, nearest
 StageOptions = Mapping[int, Mapping[str, Any]]
 Family = Callable[..., Chain]
 
-# (channels, stride of the first block, number of blocks) of MobileNetV1, grouped by resolution (arXiv 1704.04861, table 1).
-# The paper prints stride 2 for the last depthwise layer as well; its input and output are both 7x7, so that is a misprint.
+# (channels, stride of the first block, number of blocks) of MobileNetV1, grouped by resolution (arXiv 1704.04861, table
+# 1). The paper prints stride 2 for the last depthwise layer as well; its input and output are both 7x7, so that is a
+# misprint.
 MOBILENET_V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 2, 6), (1024, 2, 2))
 
 
@@ -61,9 +62,10 @@ def mobilenet_v1(
 ) -> Chain:
     """conv 3x3/2 32, then 13 blocks in 5 stages, global pool, linear (Howard et al., arXiv 1704.04861, table 1).
 
-    (in_channels, resolution, resolution) -> (classes,). `width` is the paper's alpha: every channel count is multiplied by it and cut to a whole
-    number; `resolution` sets its rho; `depth` "shallow" removes the five 512-channel blocks of table 5. `kernel`, `expand`, `se` and `act` go to
-    every block that has them (None: the block's own default); `stages` changes them, or the block, for one stage.
+    (in_channels, resolution, resolution) -> (classes,). `width` is the paper's alpha: every channel count is multiplied
+    by it and cut to a whole number; `resolution` sets its rho; `depth` "shallow" removes the five 512-channel blocks of
+    table 5. `kernel`, `expand`, `se` and `act` go to every block that has them (None: the block's own default);
+    `stages` changes them, or the block, for one stage.
     """
     check_number("width", width, above=0)
     check_choice("depth", depth, ("full", "shallow"))
@@ -112,7 +114,9 @@ def _stage(x: Shape, *, name: str, options: Mapping[str, Any], channels: int, st
 def _plan_stages(
     block: str, asked: Mapping[str, Any], stages: StageOptions, n_stages: int
 ) -> dict[int, tuple[str, dict[str, Any]]]:
-    """Block name and options of every stage. An option for all stages goes to the blocks that have it, and must have at least one taker."""
+    """Block name and options of every stage. An option for all stages goes to the blocks that have it, and must have at
+    least one taker.
+    """
     for number in stages:
         if not 1 <= number <= n_stages:
             raise OptionError(f"stages.{number}", dict(stages[number]), f"the family has stages 1 to {n_stages}")
@@ -121,7 +125,7 @@ def _plan_stages(
         own = dict(stages.get(number, {}))
         name = own.pop("block", block)
         takes = options_of(lookup(BLOCKS, name, "block"))
-        for option, value in own.items():
+        for option in own:
             if option not in takes:
                 raise UnknownOptionError(f"stages.{number}.{option}", f"block {name}", f" (it has: {', '.join(takes)})")
         plan[number] = (name, {k: v for k, v in asked.items() if k in takes} | own)
@@ -137,7 +141,9 @@ def _plan_stages(
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """channels * width, cut to a whole number as MobileNetV1 does (no rounding to a multiple of 8). Raises OptionError below 1."""
+    """channels * width, cut to a whole number as MobileNetV1 does (no rounding to a multiple of 8). Raises OptionError
+    below 1.
+    """
     scaled = math.floor(channels * width + 1e-9)  # 0.29 * 100 is 28.999... in binary
     if scaled < 1:
         raise OptionError(
@@ -185,7 +191,9 @@ def options_of_family(name: str) -> dict[str, Any]:
 
 
 def check_option_names(family: str, names: list[str]) -> None:
-    """Raises OptionError for the first name that is neither an option of the family nor a `stages.N.OPTION` path it could take."""
+    """Raises OptionError for the first name that is neither an option of the family nor a `stages.N.OPTION` path it
+    could take.
+    """
     function = lookup(FAMILIES, family, "family")
     known = options_of_family(family)
     has_stages = "stages" in inspect.signature(function).parameters
@@ -206,7 +214,8 @@ def check_option_names(family: str, names: list[str]) -> None:
 def create(family: str, **options: Any) -> Arch:
     """The network of a family under the given options; per-stage options are named `stages.N.OPTION`.
 
-    Raises MnetError for an unknown family, OptionError for an option or value that cannot be, a resolution too small for the strides among them.
+    Raises MnetError for an unknown family, OptionError for an option or value that cannot be, a resolution too small
+    for the strides among them.
     """
     function = lookup(FAMILIES, family, "family")
     check_option_names(family, list(options))

@@ -19,7 +19,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry of `table` under `name`, or the object that `package.module:name` leads to, so that users extend without forking.
+    """The entry of `table` under `name`, or the object that `package.module:name` leads to, so that users extend
+    without forking.
 
     `kind` is what the table holds ("block", "dataset"), for the error. Raises MnetError naming what is known.
     """

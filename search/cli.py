@@ -1,7 +1,8 @@
-"""The command line: parses, calls, prints. Everything heavy is imported inside the command that needs it, so that `--help` stays instant.
+"""The command line: parses, calls, prints. Everything heavy is imported inside the command that needs it, so that
+`--help` stays instant.
 
-Data goes to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 storage or lock, 4 failure budget
-exceeded, 130/143 on signals.
+Data goes to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 storage or lock,
+4 failure budget exceeded, 130/143 on signals.
 """
 
 from __future__ import annotations

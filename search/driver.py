@@ -1,4 +1,5 @@
-"""The driver: decides what is trained next and records what came of it. Executors carry out; they never touch the database.
+"""The driver: decides what is trained next and records what came of it. Executors carry out; they never touch the
+database.
 
 sampler -> network -> costs -> budget and duplicate check -> job -> executor -> epochs and outcome -> study
 """
@@ -72,7 +73,9 @@ class Driver:
         self._take_up()
 
     def _take_up(self) -> None:
-        """Read the study: finished trials teach the sampler, trials that a dead driver left RUNNING are run again from their checkpoints."""
+        """Read the study: finished trials teach the sampler, trials that a dead driver left RUNNING are run again from
+        their checkpoints.
+        """
         records = self.study.records()
         self._rng = random.Random(f"{self.settings.seed}:{len(records)}")
         # A resumed run draws on from where it is: the same stream again would only propose what is known already.
@@ -106,7 +109,8 @@ class Driver:
         if self.n_failed > self.settings.max_failures:
             raise FailureBudgetError(
                 f"{self.n_failed} trials failed in this run, more than --max-failures {self.settings.max_failures}; "
-                f"see the reasons with `mnet-search show {self.study.name}`, mend the cause, and run the same command again"
+                f"see the reasons with `mnet-search show {self.study.name}`, "
+                "mend the cause, and run the same command again"
             )
         if self._again:
             return self._run_again(self._again.popleft())
@@ -170,7 +174,9 @@ class Driver:
             self._proposer.tell(proposal, values)
 
     def _propose(self) -> Proposal | None:
-        """A proposal for a network that is new and within the budgets; None (and `exhausted`) where there is none left."""
+        """A proposal for a network that is new and within the budgets; None (and `exhausted`) where there is none
+        left.
+        """
         tries = 0
         while (proposal := self._proposer.ask()) is not None:
             verdict = self._judge(proposal.chosen)
@@ -245,7 +251,9 @@ class Driver:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask to stop; a second one stops at once. Whatever was trained is in the study and in checkpoints either way."""
+        """Ctrl-C and SIGTERM ask to stop; a second one stops at once. Whatever was trained is in the study and in
+        checkpoints either way.
+        """
 
         def handle(number: int, _frame: FrameType | None) -> None:
             if self.stop_signal is not None:

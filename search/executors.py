@@ -1,7 +1,7 @@
 """Executors: carry out the driver's jobs, in processes of this machine or through Ray Tune. Both give the same records.
 
-An executor asks `driver.next_job()`, runs `trial.run_trial`, and hands every epoch, outcome and failure back. It keeps nothing that would be lost with
-it: the study is the only truth, so a killed run is simply started again.
+An executor asks `driver.next_job()`, runs `trial.run_trial`, and hands every epoch, outcome and failure back. It keeps
+nothing that would be lost with it: the study is the only truth, so a killed run is simply started again.
 """
 
 from __future__ import annotations
@@ -86,11 +86,10 @@ class _Worker:
     """One worker process and the pipe to it."""
 
     def __init__(self, threads: int):
-        # spawn: a forked child of a process with threads can hang in torch
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.pipe, theirs = context.Pipe()
         self.trial_id: int | None = None
-        with _environment(OMP_NUM_THREADS=str(threads)):
+        with environment(OMP_NUM_THREADS=str(threads)):
             self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
             self._process.start()
         theirs.close()
@@ -126,6 +125,18 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self.pipe.close()
+
+
+def _context() -> Any:
+    """How workers are made: forked from a small server that has imported torch once, so that the second worker, and one
+    that replaces a killed one, start at once. (The driver itself cannot be forked: it has threads.) Without fork:
+    spawn.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mnet_search.search.trial"])
+    return context
 
 
 def _serve(pipe: connection.Connection) -> None:
@@ -173,12 +184,12 @@ class RayExecutor:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_AIR_NEW_OUTPUT": "0",
-            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record; Tune's result files would be a second one
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's result files would be a second record
             "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
             "OMP_NUM_THREADS": str(self._resources.cpus_per_trial),
         }
-        with _environment(**quiet):
+        with environment(**quiet):
             import ray
 
             started = not ray.is_initialized()
@@ -245,7 +256,7 @@ def _start_ray(resources: Resources) -> None:
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Any:
+def environment(**values: str) -> Any:
     """Environment variables for processes started inside, put back afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -1,4 +1,6 @@
-"""What a person sees while a search runs: a live panel on a terminal, one line per finished trial elsewhere, nothing with --quiet."""
+"""What a person sees while a search runs: a live panel on a terminal, one line per finished trial elsewhere, nothing
+with --quiet.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ PACKAGES = ("mnet-search", "torch", "torchvision", "ray", "optuna", "numpy", "sc
 
 
 def collect(command: Sequence[str]) -> dict[str, Any]:
-    """Versions of what takes part, the git commit of the working directory (with `+` where files are changed), machine and command."""
+    """Versions of what takes part, the git commit of the working directory (with `+` where files are changed), machine
+    and command.
+    """
     return {
         "command": " ".join(command),
         "started": datetime.now().isoformat(timespec="seconds"),

@@ -1,4 +1,6 @@
-"""The three pieces that Ray Tune needs of us: a trainable, a searcher and a stopper, each a thin view on the driver. Imported only when Ray runs."""
+"""The three pieces that Ray Tune needs of us: a trainable, a searcher and a stopper, each a thin view on the driver.
+Imported only when Ray runs.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class RayTrial(tune.Trainable):
 
 
 class StudySearcher(Searcher):
-    """Tune's view of the driver. Holds nothing of its own, so there is nothing to save: the study is asked and told directly.
+    """Tune's view of the driver. Holds nothing of its own, so there is nothing to save: the study is asked and told
+    directly.
 
     Tune swallows what a searcher raises in places, so an error is kept in `error` and ends the run.
     """
@@ -60,7 +63,9 @@ class StudySearcher(Searcher):
         self.error: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its search algorithm into a file of the run; nothing of ours, and no database URL, goes there."""
+        """Tune pickles its search algorithm into a file of the run; nothing of ours, and no database URL, goes
+        there.
+        """
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:

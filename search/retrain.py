@@ -45,7 +45,8 @@ def train_config(
     device: str = "auto",
     threads: int = 1,
 ) -> TrainResult:
-    """Train the config's network from its seed, then measure it once on the test images. Writes checkpoint, curve and result into `folder`.
+    """Train the config's network from its seed, then measure it once on the test images. Writes checkpoint, curve and
+    result into `folder`.
 
     The same call again goes on from the last epoch. Raises MnetError where the data cannot be had or training fails.
     """

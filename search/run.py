@@ -115,6 +115,7 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
     with Store(options.storage, create=True) as store:
         study = store.open_study(space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
         with study.lock():
+            study.begin_run(n_trials, options.runs_dir, facts)
             settings = Settings(n_trials, options.runs_dir, seed, options.max_failures)
             driver = Driver(study, space, found, settings, _job_template(space, resources.cpus_per_trial), progress)
             if not driver.done:

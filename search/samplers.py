@@ -1,11 +1,12 @@
 """Samplers: where the next assignment of parameters comes from.
 
-An Optuna sampler works in an in-memory copy of the study. Only proposals that are new networks within the budgets reach the database, so it holds
-nothing but trials that were trained. To add a sampler, write its row in SAMPLERS at the foot.
+An Optuna sampler works in an in-memory copy of the study. Only proposals that are new networks within the budgets reach
+the database, so it holds nothing but trials that were trained. To add a sampler, write its row in SAMPLERS at the foot.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -115,7 +116,8 @@ class GridProposer:
 
 
 def make_proposer(space: Space, seed: int) -> Proposer:
-    """The proposer that the space asks for: a row of SAMPLERS, or any Optuna sampler class as package.module:Class, made with `seed=`.
+    """The proposer that the space asks for: a row of SAMPLERS, or any Optuna sampler class as package.module:Class,
+    made with `seed=`.
 
     Raises MnetError for an unknown name, or a class that is no Optuna sampler.
     """
@@ -139,9 +141,11 @@ def pick_untried(space: Space, pool: Mapping[str, Params], known: set[str], rng:
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
-    """A parameter as Optuna sees it. Evenly spaced numbers become a stepped range, whose order a sampler can use; other lists are categories.
+    """A parameter as Optuna sees it. Evenly spaced numbers become a stepped range, whose order a sampler can use; other
+    lists are categories.
 
-    Measured on a MobileNet-like table: TPE reaches .962 of the hypervolume at 100 trials with ordered knobs, .940 with categories.
+    Measured on a MobileNet-like table: TPE reaches .962 of the hypervolume at 100 trials with ordered knobs, .940 with
+    categories.
     """
     grid = parameter.grid()
     if isinstance(parameter, Range) and grid is None:
@@ -163,7 +167,7 @@ def _even_step(values: list[Value]) -> int | float | None:
     numbers = sorted(v for v in values if not isinstance(v, bool | str))
     if len(numbers) < 3 or len(numbers) < len(values):
         return None
-    steps = [round(b - a, 10) for a, b in zip(numbers, numbers[1:], strict=False)]
+    steps = [round(b - a, 10) for a, b in itertools.pairwise(numbers)]
     if len(set(steps)) > 1:
         return None
     return int(steps[0]) if all(isinstance(v, int) for v in numbers) else steps[0]

@@ -145,7 +145,9 @@ def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) ->
 
 
 def find_arch(target: str, overrides: Iterable[str]) -> Arch | None:
-    """The network of a family name or of an exported config; None for a space file. Raises MnetError for anything else."""
+    """The network of a family name or of an exported config; None for a space file. Raises MnetError for anything
+    else.
+    """
     if target in FAMILIES or (":" in target and not Path(target).exists()):
         options = {}
         for item in overrides:
@@ -183,7 +185,8 @@ def latency_of(
         _print_json({"arch_id": arch.id, **asdict(found)})
         return
     _echo(
-        f"{arch.family} {arch.id}  input {arch.input}, batch {batch}, {threads} thread{'s' * (threads > 1)}, {found.device}"
+        f"{arch.family} {arch.id}  input {arch.input}, batch {batch}, "
+        f"{threads} thread{'s' * (threads > 1)}, {found.device}"
     )
     _echo(f"latency      {found.median_ms:.3g} ms  (quartiles {found.q1_ms:.3g} to {found.q3_ms:.3g}, n = {found.n})")
 
@@ -302,10 +305,12 @@ def trained(
         return
     sd = math.sqrt(result.test_accuracy * (1 - result.test_accuracy) / result.test_images)
     _echo(
-        f"test accuracy {result.test_accuracy:.2%} (one run, {result.test_images} images: sampling error {sd:.2%}), validation {result.validation_accuracy:.2%}"
+        f"test accuracy {result.test_accuracy:.2%} (one run, {result.test_images} images: sampling error {sd:.2%}), "
+        f"validation {result.validation_accuracy:.2%}"
     )
     _echo(
-        f"{si(result.params)} params, {si(result.mult_adds)} mult-adds; checkpoint, curve and result in {result.folder}/"
+        f"{si(result.params)} params, {si(result.mult_adds)} mult-adds; "
+        f"checkpoint, curve and result in {result.folder}/"
     )
 
 

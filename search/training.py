@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mnet_search.models.arch import MnetError
-from mnet_search.models.tables import lookup
 from mnet_search.models.checkpoints import Checkpoint, load_checkpoint, resume_checkpoint, save_checkpoint
+from mnet_search.models.tables import lookup
 from mnet_search.search.data import Data, Split, augment, normalise, resize
 
 __all__ = [
@@ -71,7 +71,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
-    crop: float = 0.125
+    crop: float = 0.0625
 
 
 @dataclass(frozen=True)
@@ -245,10 +245,11 @@ def recalibrate(module: nn.Module, batches: Iterator[Tensor]) -> None:
     module.eval()  # dropout off
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's way to ask for a cumulative mean
         norm.train()
     try:
-        for batch in batches if norms else ():
+        for index, batch in enumerate(batches if norms else ()):
+            for norm in norms:
+                norm.momentum = 1 / (index + 1)  # the mean so far; momentum None would wait for the device to say it
             module(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -259,7 +260,7 @@ def recalibrate(module: nn.Module, batches: Iterator[Tensor]) -> None:
 class NesterovSGD:
     """torch.optim.SGD(nesterov=True), step for step, with the recipe's weight decay where it belongs.
 
-    Written out because to construct any torch.optim class imports torch._dynamo: 5 seconds and 300 MB in every worker.
+    Written out because constructing any torch.optim class imports torch._dynamo: 2 to 7 s and 150 MB in every worker.
     """
 
     def __init__(self, module: nn.Module, recipe: Recipe):
@@ -369,6 +370,9 @@ def _check_finite(losses: list[float], epoch: int, rows: list[Epoch]) -> None:
             )
 
 
+# Measured on digits at 24 and 32 pixels, widths 0.1 to 1, 5 epochs: a peak of 0.2 at batch 128 (0.1 at 64, 0.05 at 32)
+# trained every width at every batch size; 0.3 was a little better for small networks and lost width 1 at batch 128.
+# Cropping by 1/16 beat 1/8 by 2 to 9 points at so few epochs.
 RECIPES: dict[str, Recipe] = {
-    "default": Recipe(learning_rate=0.4),
+    "default": Recipe(learning_rate=0.2),
 }

@@ -1,40 +1,44 @@
 """One trial: one network trained once with one seed. Runs without Ray and without the database.
 
-A trial is a generator of epochs with one outcome at the end, so that whoever runs it may stop after any epoch and run it again later: it goes on from
-its own checkpoint, whose folder is named by network and seed.
+A trial is a generator of epochs with one outcome at the end, so whoever runs it may stop after any epoch and run it
+again later: it goes on from its own checkpoint, whose folder is named by network and seed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import hashlib
 import os
 import platform
 import socket
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mnet_search.models.arch import Arch, MnetError
-from mnet_search.models.checkpoints import record_path
 from mnet_search.models.factory import build
 from mnet_search.models.families import create
 from mnet_search.models.latency import Latency, measure
 from mnet_search.search.data import DataOptions, load
+from mnet_search.search.provenance import processor
 from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, train
 
 CHECKPOINT = "last.pt"
+LATENCY_LOCK_TIMEOUT_S = 600.0  # a measurement takes seconds; whoever holds the lock this long is stuck
+FOLDER_LOCK_TIMEOUT_S = 60.0  # a worker may outlive its killed driver by some seconds
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to run a trial; goes through JSON. `options` are the family's, resolved; `folder` is the trial's own."""
+    """All that a worker needs to run a trial; goes through JSON. `options` are the family's, resolved.
+
+    `folder` is the trial's own, keyed by arch id and seed; `device` is torch's name or "auto": cuda where there is any.
+    """
 
     number: int
     family: str
@@ -59,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished trial came to. `metrics` are numbers with their unit in the name, `environment` says where they were taken."""
+    """What a finished trial came to: `metrics` with their units in the names, `environment` where they were taken."""
 
     metrics: dict[str, float]
     environment: dict[str, str | int]
@@ -70,50 +74,55 @@ class Outcome:
 def run_trial(job: Job) -> Iterator[Epoch | Outcome]:
     """Train the job's network, yielding each epoch, then exactly one Outcome.
 
-    accuracy is the validation accuracy after the last epoch: the best over the epochs would be picked by its noise, and be too high by about the
-    spread of the last epochs. Raises TrialFailed with the real cause for everything that a trial can die of.
+    `accuracy` is the validation accuracy after the last epoch: the best over the epochs would be picked for its noise,
+    and so be too high. Raises TrialFailed, one sentence with the real cause, for everything that a trial can die of;
+    KeyboardInterrupt passes.
     """
+    threads_before = torch.get_num_threads()
     try:
+        torch.set_num_threads(job.threads)
         yield from _run(job)
     except TrialFailed:
         raise
     except MnetError as error:
         raise TrialFailed(str(error)) from error
     except torch.OutOfMemoryError as error:
-        raise TrialFailed(f"out of GPU memory; lower training.batch_size or run fewer trials at once ({error})") from error
-    except Exception as error:  # noqa: BLE001  # whatever it is, the trial fails with it and the search goes on
-        raise TrialFailed(f"{type(error).__name__}: {error}") from error
+        advice = "lower training.batch_size or run fewer trials at once"
+        raise TrialFailed(f"out of GPU memory; {advice} ({_first_line(error)})") from error
+    except Exception as error:  # whatever it is, the trial fails with it and the search goes on
+        raise TrialFailed(f"{type(error).__name__}: {_first_line(error)}") from error
+    finally:
+        torch.set_num_threads(threads_before)
 
 
 def _run(job: Job) -> Iterator[Epoch | Outcome]:
-    started = time.perf_counter()
-    torch.set_num_threads(job.threads)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if job.device == "auto" else job.device)
     arch = _same_arch(job)
     data = load(job.data)
     module = build(arch, job.seed)
     checkpoint = Path(job.folder) / CHECKPOINT
-    resolution = arch.input.height
-    last: Epoch | None = None
-    for last in train(
-        module,
-        data,
-        job.training,
-        resolution=resolution,
-        seed=job.seed,
-        device=device,
-        checkpoint=checkpoint,
-        identity=arch.id,
-    ):
-        yield last
-    assert last is not None, "a trial has at least one epoch"
+    rows: list[Epoch] = []
+    with _folder_lock(checkpoint.parent):
+        for row in train(
+            module,
+            data,
+            job.training,
+            resolution=arch.input.height,
+            seed=job.seed,
+            device=device,
+            checkpoint=checkpoint,
+            identity=arch.id,
+        ):
+            rows.append(row)
+            yield row
+        sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     with latency_lock():
         latency = measure(module, arch.input, threads=job.threads, device=device, repeats=job.latency_repeats)
     yield Outcome(
-        metrics=_metrics(last, latency, time.perf_counter() - started),
+        metrics=_metrics(rows, latency),
         environment=environment(device, job.threads) | {"data_digest": data.digest},
         checkpoint=str(checkpoint),
-        checkpoint_sha256=_recorded_sha256(checkpoint),
+        checkpoint_sha256=sha256,
     )
 
 
@@ -121,45 +130,63 @@ def _same_arch(job: Job) -> Arch:
     arch = create(job.family, **job.options)
     if arch.id != job.arch_id:
         raise TrialFailed(
-            f"the code that runs the trial makes network {arch.id} of these options, the code that asked made {job.arch_id}: "
-            "install the same mnet-search on every machine"
+            f"the code that runs the trial makes network {arch.id} of these options, the code that asked made "
+            f"{job.arch_id}: install the same mnet-search on every machine"
         )
     return arch
 
 
-def _metrics(last: Epoch, latency: Latency, seconds: float) -> dict[str, float]:
-    if not math.isfinite(last.validation_accuracy):
-        raise TrialFailed(f"the validation accuracy of epoch {last.epoch} is {last.validation_accuracy}")
+def _metrics(rows: list[Epoch], latency: Latency) -> dict[str, float]:
     return {
-        "accuracy": last.validation_accuracy,
-        "validation_loss": last.validation_loss,
+        "accuracy": rows[-1].validation_accuracy,
+        "validation_loss": rows[-1].validation_loss,
         "latency_ms": latency.median_ms,
         "latency_q1_ms": latency.q1_ms,
         "latency_q3_ms": latency.q3_ms,
         "latency_n": latency.n,
         "latency_batch": latency.batch,
-        "trial_seconds": seconds,
+        "train_seconds": sum(row.seconds for row in rows),
     }
 
 
-def _recorded_sha256(checkpoint: Path) -> str:
-    import json
-
-    return str(json.loads(record_path(checkpoint).read_text(encoding="utf-8"))["sha256"])
-
-
 def environment(device: torch.device, threads: int) -> dict[str, str | int]:
-    """Where figures are taken."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    """Where figures are taken. `device` is "cpu" or the GPU's name."""
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": processor(),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hostname": socket.gethostname(),
         "platform": platform.platform(),
-        "pid": os.getpid(),
     }
+
+
+def _first_line(error: BaseException) -> str:
+    """An error's text on one line; its type stands in where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no further text")
+
+
+# ---------------------------------------------------------------- locks
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """One process trains in a folder at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not per thread, for a Ray actor may resume this generator from another thread than began it.
+    lock = FileLock(folder / ".lock", thread_local=False)
+    try:
+        lock.acquire(timeout=FOLDER_LOCK_TIMEOUT_S)
+    except Timeout:
+        raise TrialFailed(
+            f"another process trains in {folder} and did not end within {FOLDER_LOCK_TIMEOUT_S:g} s; wait for it, or "
+            "end it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def latency_lock_path() -> Path:
@@ -168,15 +195,24 @@ def latency_lock_path() -> Path:
 
 
 @contextlib.contextmanager
-def latency_lock() -> Iterator[None]:
-    """Hold the machine's right to time. Where the file cannot be shared with its owner, a file of one's own serves."""
+def latency_lock(timeout_s: float = LATENCY_LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Hold the machine's right to time. Where its file is closed to this user, one of the user's own serves.
+
+    Raises TrialFailed where the lock is not to be had within `timeout_s`.
+    """
     path = latency_lock_path()
+    lock = FileLock(path, mode=0o666)  # so that other users' trials can take it too
     try:
-        lock = FileLock(path, mode=0o666)
-        lock.acquire()
-    except PermissionError:
-        lock = FileLock(path.with_name(f"{path.stem}-{os.getuid()}.lock"), mode=0o600)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=timeout_s)
+        except PermissionError:
+            lock = FileLock(path.with_name(f"{path.stem}-{os.geteuid()}.lock"), mode=0o600)
+            lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        raise TrialFailed(
+            f"latency could not be measured: {error.lock_file} was held for {timeout_s:g} s by another trial; "
+            "look for one that hangs on this machine"
+        ) from None
     try:
         yield
     finally:

@@ -1,4 +1,6 @@
-"""The schema of a space file: what a YAML may say, as strict pydantic models. Unknown keys and wrong types are errors."""
+"""The schema of a space file: what a YAML may say, as strict pydantic models. Unknown keys and wrong types are
+errors.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ Parameter: TypeAlias = Choice | Range
 
 
 def parse_parameter(value: Any) -> Any:
-    """The short forms of a parameter: a list is a choice, a single value a choice of one; a mapping is told apart by its keys."""
+    """The short forms of a parameter: a list is a choice, a single value a choice of one; a mapping is told apart by
+    its keys.
+    """
     if isinstance(value, Choice | Range):
         return value
     if isinstance(value, list):
@@ -120,7 +124,9 @@ class Data(Strict):
     )
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1, description="train on at most so many images")
-    flip: bool | None = Field(default=None, description="whether images may be mirrored; default: what the dataset says")
+    flip: bool | None = Field(
+        default=None, description="whether images may be mirrored; default: what the dataset says"
+    )
 
 
 class Training(Strict):

@@ -1,4 +1,6 @@
-"""A space: the set of networks that a YAML describes, with its objectives and budgets. Sampling, enumeration, counting, hashing."""
+"""A space: the set of networks that a YAML describes, with its objectives and budgets. Sampling, enumeration, counting,
+hashing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from mnet_search.spaces.schema import COST_NAMES, Choice, Parameter, Range, Spac
 from mnet_search.spaces.yamlfile import Source, SpaceError, read, validate
 
 Params = dict[str, Value]
-# What decides whether two runs belong to one study. How far and how fast to search (search, resources) may change between runs.
+# What decides whether two runs belong to one study. How far and how fast to search (search, resources) may change
+# between runs.
 IDENTITY = ("family", "data", "parameters", "objectives", "constraints", "training")
 SURVEY_LIMIT = 5_000
 
@@ -136,7 +139,9 @@ class Space:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes this space this space; where the data lies is left out, since a study may move between machines."""
+        """What makes this space this space; where the data lies is left out, since a study may move between
+        machines.
+        """
         content = {key: value for key, value in self.to_json().items() if key in IDENTITY}
         content["data"] = {key: value for key, value in content["data"].items() if key not in ("path", "download")}
         return content
@@ -248,7 +253,9 @@ def _draw(parameter: Parameter, rng: random.Random) -> Value:
 
 
 def _corners(space: Space) -> Iterator[Params]:
-    """The codes with every parameter at its first, its last value, and each value of each parameter once: so that no bad value stays unseen."""
+    """The codes with every parameter at its first, its last value, and each value of each parameter once: so that no
+    bad value stays unseen.
+    """
     ends = {name: _some_values(parameter) for name, parameter in space.parameters.items()}
 
     def complete(pinned: Mapping[str, Value], pick: Callable[[list[Value]], Value]) -> Params:
@@ -329,10 +336,12 @@ def _no_network_meets(space: Space, found: Survey) -> SpaceError:
     for name, bound in space.file.constraints.items():
         least, most = found.cost_range(name)
         if bound.max is not None and least > bound.max:
-            message = f"none of the {seen} has {name} within {si(bound.max)}: the smallest has {si(least)}, {si(least - bound.max)} too many"
+            miss = f"the smallest has {si(least)}, {si(least - bound.max)} too many"
+            message = f"none of the {seen} has {name} within {si(bound.max)}: {miss}"
             return space.source.error(("constraints", name), message)
         if bound.min is not None and most < bound.min:
-            message = f"none of the {seen} has {name} of at least {si(bound.min)}: the largest has {si(most)}, {si(bound.min - most)} too few"
+            miss = f"the largest has {si(most)}, {si(bound.min - most)} too few"
+            message = f"none of the {seen} has {name} of at least {si(bound.min)}: {miss}"
             return space.source.error(("constraints", name), message)
     return space.source.error(
         ("constraints",), f"none of the {seen} meets all budgets together, though each alone is met"

@@ -1,4 +1,6 @@
-"""Reading a space file: YAML 1.2 with line numbers, `--set` overrides, and pydantic's errors put into one line that a person can act on."""
+"""Reading a space file: YAML 1.2 with line numbers, `--set` overrides, and pydantic's errors put into one line that a
+person can act on.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def parse_value(text: str) -> Any:
 
 
 def validate(values: Mapping[str, Any], source: Source, model: type[Model]) -> Model:
-    """A file's values as a model. Raises SpaceError that names the first bad key, what is wrong with it, and how many more there are."""
+    """A file's values as a model. Raises SpaceError that names the first bad key, what is wrong with it, and how many
+    more there are.
+    """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -127,7 +131,9 @@ def _line_numbers(node: Any, path: KeyPath = ()) -> Iterable[tuple[KeyPath, int]
 
 
 def _override(values: dict[str, Any], item: str) -> KeyPath:
-    """Apply one `PATH=VALUE` in place. Below `parameters` the rest of the path is one key, since parameter names have dots."""
+    """Apply one `PATH=VALUE` in place. Below `parameters` the rest of the path is one key, since parameter names have
+    dots.
+    """
     dotted, equals, text = item.partition("=")
     if not equals or not dotted.strip():
         raise SpaceError(f"--set {item}: write PATH=VALUE, for example --set training.epochs=2")

@@ -143,7 +143,8 @@ def open_engine(url: str, *, create: bool) -> Engine:
     if not path.exists():
         if not create:
             raise StorageError(
-                f"{path}: no such database; start a search first (mnet-search run SPACE), or name another with --storage"
+                f"{path}: no such database; start a search first (mnet-search run SPACE), "
+                "or name another with --storage"
             )
         if not path.parent.is_dir():
             raise StorageError(
@@ -157,7 +158,8 @@ def open_engine(url: str, *, create: bool) -> Engine:
         if names and not names & (set(metadata.tables) | {"version_info"}):
             listed = ", ".join(sorted(strangers)[:5])
             raise StorageError(
-                f"{path}: this database belongs to another program (it has tables {listed}); name another file with --storage"
+                f"{path}: this database belongs to another program (it has tables {listed}); "
+                "name another file with --storage"
             )
         if "mnet_schema" in names:
             _check_version(engine, path)
@@ -174,10 +176,12 @@ def open_engine(url: str, *, create: bool) -> Engine:
 
 
 def tune(engine: Engine) -> None:
-    """SQLite settings for every connection: write-ahead log, so that readers never block the search, and one fsync less per commit.
+    """SQLite settings for every connection: write-ahead log, so that readers never block the search, and one fsync less
+    per commit.
 
-    synchronous=NORMAL with the log cannot corrupt the database; a power cut may take the last commits with it, and then the trials in question
-    run again. Measured before: ask and tell at 1,000 trials take 556 ms by default, 120 ms with the log, 27 ms with both.
+    synchronous=NORMAL with the log cannot corrupt the database; a power cut may take the last commits with it, and then
+    the trials in question run again. Measured before: ask and tell at 1,000 trials take 556 ms by default, 120 ms with
+    the log, 27 ms with both.
     """
 
     @event.listens_for(engine, "connect")
@@ -217,7 +221,8 @@ def _advice(text: str) -> str:
     if "malformed" in text or "corrupt" in text:
         return f"the database is damaged ({text}); restore a backup, or name another file with --storage"
     if "locked" in text:
-        return f"another process has kept the database locked for {BUSY_TIMEOUT_S:.0f} s ({text}); end it and run the same command again"
+        held = f"another process has kept the database locked for {BUSY_TIMEOUT_S:.0f} s"
+        return f"{held} ({text}); end it and run the same command again"
     if "full" in text:
         return f"the disk is full ({text}); free some space and run the same command again"
     if "unable to open" in text or "readonly" in text or "read-only" in text:
@@ -230,7 +235,8 @@ def _check_version(engine: Engine, path: Path) -> None:
         version = connection.execute(select(schema.c.version)).scalar()
     if version is not None and version > SCHEMA_VERSION:
         raise StorageError(
-            f"{path}: written by a newer mnet-search (schema {version}, this one reads up to {SCHEMA_VERSION}); upgrade mnet-search"
+            f"{path}: written by a newer mnet-search (schema {version}, this one reads up to {SCHEMA_VERSION}); "
+            "upgrade mnet-search"
         )
 
 

@@ -37,12 +37,14 @@ class TrainConfig(Strict):
     data: Data
     training: Training
     seed: int = Field(ge=0)
-    measured: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
+    measured: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_config(path: Path, overrides: Iterable[str] = ()) -> tuple[TrainConfig, Arch]:
-    """A config and its network. Raises MnetError where it is of a newer version, or its network is another one in this version."""
+    """A config and its network. Raises MnetError where it is of a newer version, or its network is another one in this
+    version.
+    """
     values, source = read(path, overrides)
     version = values.get("config_version")
     if isinstance(version, int) and version > CONFIG_VERSION:
@@ -65,7 +67,8 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> tuple[TrainConfig,
 def select(
     frame: pd.DataFrame, objectives: Mapping[str, str], which: str, limits: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
-    """The rows that `which` names: "front", "best" (of the first objective within `limits`, ties to fewer mult-adds) or a trial's number.
+    """The rows that `which` names: "front", "best" (of the first objective within `limits`, ties to fewer mult-adds) or
+    a trial's number.
 
     Raises MnetError where there is none, or the trial did not finish.
     """
@@ -80,7 +83,8 @@ def select(
     for name, limit in (limits or {}).items():
         if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
             raise MnetError(
-                f"--max {name}: not a figure of a trial; use params, mult_adds, activations, latency_ms or another objective"
+                f"--max {name}: not a figure of a trial; "
+                "use params, mult_adds, activations, latency_ms or another objective"
             )
         within = within[within[name] <= limit]
         if within.empty:

@@ -13,8 +13,8 @@ from mnet_search.studies.store import STATES, Store
 
 METRICS = ("accuracy", "validation_loss", "latency_ms", "latency_q1_ms", "latency_q3_ms")
 _TRIALS = """
-SELECT m.trial_id, m.number, t.state, m.arch_id, m.family, m.seed, m.chosen, m.options, m.metrics, m.params, m.mult_adds, m.activations,
-       m.attempts, m.started, m.finished, m.reason, m.checkpoint, m.checkpoint_sha256,
+SELECT m.trial_id, m.number, t.state, m.arch_id, m.family, m.seed, m.chosen, m.options, m.metrics, m.params,
+       m.mult_adds, m.activations, m.attempts, m.started, m.finished, m.reason, m.checkpoint, m.checkpoint_sha256,
        (SELECT COUNT(*) FROM mnet_curves c WHERE c.trial_id = m.trial_id) AS epochs,
        (SELECT SUM(seconds) FROM mnet_curves c WHERE c.trial_id = m.trial_id) AS seconds
 FROM mnet_trials m JOIN trials t ON t.trial_id = m.trial_id
@@ -25,10 +25,11 @@ WHERE m.study_id = :study_id ORDER BY m.number
 def load(store: Store, study: str) -> pd.DataFrame:
     """Every trial of a study, one row each, in order of number.
 
-    Columns: number, state (finished, running, failed, stopped), arch_id, family, seed, accuracy (of validation, 0..1), validation_loss, latency_ms with
-    its quartiles latency_q1_ms and latency_q3_ms, params, mult_adds, activations, epochs, seconds (of training), attempts, reason, started, finished,
-    checkpoint, options (the resolved network's), and `param.NAME` for each parameter of the space (missing where it was not active).
-    Raises StorageError for an unknown study.
+    Columns: number, state (finished, running, failed, stopped), arch_id, family, seed, accuracy (of validation, 0..1),
+    validation_loss, latency_ms with its quartiles latency_q1_ms and latency_q3_ms, params, mult_adds, activations,
+    epochs, seconds (of training), attempts, reason, started, finished, checkpoint, options (the resolved network's),
+    and `param.NAME` for each parameter of the space (missing where it was not active). Raises StorageError for an
+    unknown study.
     """
     study_id = store.row(study)["study_id"]
     with store._read() as connection:
@@ -43,7 +44,9 @@ def load(store: Store, study: str) -> pd.DataFrame:
 
 
 def curves(store: Store, study: str) -> pd.DataFrame:
-    """Every learning curve of a study: one row per trial and epoch, with the columns number, epoch and those of `CURVE_COLUMNS`."""
+    """Every learning curve of a study: one row per trial and epoch, with the columns number, epoch and those of
+    `CURVE_COLUMNS`.
+    """
     study_id = store.row(study)["study_id"]
     query = (
         select(db.trials.c.number, db.curves.c.epoch, *(db.curves.c[name] for name in db.CURVE_COLUMNS))

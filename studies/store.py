@@ -1,7 +1,8 @@
 """The store: the only opener of the database, and through it the only truth about a study.
 
-Optuna's tables hold parameters, states and objective values, so that any Optuna tool reads them; our own tables (`database.py`) hold what Optuna has
-no place for. Only the driver writes. Readers (`studies`, `show`, the dashboard) need neither Optuna nor a lock.
+Optuna's tables hold parameters, states and objective values, so that any Optuna tool reads them; our own tables
+(`database.py`) hold what Optuna has no place for. Only the driver writes. Readers (`studies`, `show`, the dashboard)
+need neither Optuna nor a lock.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Store:
         with self._read() as connection:
             rows = connection.execute(select(db.studies).order_by(db.studies.c.study_id)).mappings().all()
             by_state = {(study, state): n for study, state, n in connection.execute(text(counts))}
-            activity = {study: when for study, when in connection.execute(latest)}
+            activity = {row[0]: row[1] for row in connection.execute(latest)}
         return [_summary(row, by_state, activity.get(row["study_id"])) for row in rows]
 
     def summary(self, study: str) -> Summary:
@@ -152,7 +153,8 @@ class Store:
         with self._read() as connection:
             states = connection.execute(
                 text(
-                    "SELECT state, COUNT(*), MAX(trial_id) FROM trials WHERE study_id = :id GROUP BY state ORDER BY state"
+                    "SELECT state, COUNT(*), MAX(trial_id) FROM trials "
+                    "WHERE study_id = :id GROUP BY state ORDER BY state"
                 ),
                 {"id": row["study_id"]},
             ).all()
@@ -171,19 +173,14 @@ class Store:
     def open_study(
         self, space: Space, study: str, *, n_trials: int, runs_dir: Path, provenance: Mapping[str, Any]
     ) -> StudyWriter:
-        """The study under this name, made if it is new. Raises MnetError with the differences where the space is another one."""
+        """The study under this name, made if it is new. Raises MnetError with the differences where the space is
+        another one.
+        """
         with db.translated(self.path):
             if study in self.names():
                 row = self.row(study)
                 if row["space_hash"] != space.hash:
                     raise _edited(study, row["identity"], space)
-                with self.engine.begin() as connection:
-                    where = db.studies.c.study_id == row["study_id"]
-                    connection.execute(
-                        update(db.studies)
-                        .where(where)
-                        .values(n_trials=n_trials, runs_dir=str(runs_dir), provenance=dict(provenance))
-                    )
                 return StudyWriter(self, row["study_id"], study)
             return StudyWriter(self, self._create(space, study, n_trials, runs_dir, provenance), study)
 
@@ -192,12 +189,15 @@ class Store:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         objectives = dict(space.file.objectives)
-        try:
-            made = optuna.create_study(storage=self.optuna, study_name=study, directions=list(objectives.values()))
-        except optuna.exceptions.DuplicatedStudyError:
+        directions = list(objectives.values())
+        made = optuna.create_study(storage=self.optuna, study_name=study, directions=directions, load_if_exists=True)
+        if made.get_trials(deepcopy=False):
             raise StorageError(
-                f"{self.path}: a study {study!r} exists that mnet-search did not make (or was killed while making); choose another --study name"
-            ) from None
+                f"{self.path}: a study {study!r} exists that mnet-search did not make; choose another --study name"
+            )
+        if [d.name.lower() for d in made.directions] != directions:  # an empty one, left by a kill or by other hands
+            optuna.delete_study(study_name=study, storage=self.optuna)
+            made = optuna.create_study(storage=self.optuna, study_name=study, directions=directions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             made.set_metric_names(list(objectives))
@@ -229,7 +229,9 @@ class StudyWriter:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One driver at a time. The lock is the operating system's and ends with the process. Raises StorageError naming the holder."""
+        """One driver at a time. The lock is the operating system's and ends with the process. Raises StorageError
+        naming the holder.
+        """
         slug = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.name)
         path = self.store.path.with_name(f"{self.store.path.name}.{slug}.lock")
         lock = FileLock(path)
@@ -239,7 +241,8 @@ class StudyWriter:
             holder = self.store.row(self.name)["driver"] or {}
             who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
             raise StorageError(
-                f"study {self.name!r} is already being run by {who}; wait for it, stop it, or choose another --study name"
+                f"study {self.name!r} is already being run by {who}; "
+                "wait for it, stop it, or choose another --study name"
             ) from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be locked: {error}") from None
@@ -257,6 +260,15 @@ class StudyWriter:
                 self._set_driver(None)
             lock.release()
 
+    def begin_run(self, n_trials: int, runs_dir: Path, provenance: Mapping[str, Any]) -> None:
+        """Note what this run aims at and where its figures will come from."""
+        with self._write() as connection:
+            connection.execute(
+                update(db.studies)
+                .where(db.studies.c.study_id == self.study_id)
+                .values(n_trials=n_trials, runs_dir=str(runs_dir), provenance=dict(provenance))
+            )
+
     def _set_driver(self, driver: Mapping[str, Any] | None) -> None:
         with self._write() as connection:
             connection.execute(update(db.studies).where(db.studies.c.study_id == self.study_id).values(driver=driver))
@@ -267,7 +279,9 @@ class StudyWriter:
             yield connection
 
     def records(self) -> list[TrialRecord]:
-        """Every trial, in order of number. A trial without a row of ours was begun by a driver that died in the act; it is told as failed."""
+        """Every trial, in order of number. A trial without a row of ours was begun by a driver that died in the act; it
+        is told as failed.
+        """
         with db.translated(self.store.path):
             trials = self.store.optuna.get_all_trials(self.study_id, deepcopy=False)
         with self.store._read() as connection:
@@ -369,7 +383,9 @@ class StudyWriter:
         checkpoint: str,
         checkpoint_sha256: str,
     ) -> None:
-        """Record everything about a finished trial, then tell Optuna: a kill between the two leaves it RUNNING, and it is told again later."""
+        """Record everything about a finished trial, then tell Optuna: a kill between the two leaves it RUNNING, and it
+        is told again later.
+        """
         with self._write() as connection:
             connection.execute(
                 update(db.trials)

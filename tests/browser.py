@@ -1,15 +1,24 @@
-"""A real headless Chromium for the tests that look at pages as a user does."""
+"""A real study, a real server and a real headless Chromium, for the tests that look at pages as a user does."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution
+
+from mnet_search.dashboards.app import bind, create_app
+from mnet_search.models.complexity import Costs, costs
+from mnet_search.spaces.space import load_space
+from mnet_search.studies.store import Store, TrialRecord
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -87,3 +96,63 @@ def hover_text(page: Any, plot: str) -> str:
     label = page.locator(f"{plot} .hoverlayer .hovertext").first
     label.wait_for()
     return "\n".join(label.locator("tspan").all_text_contents()) or label.text_content()
+
+
+SPACE = """
+description: <img src=x onerror="alert(1)"> & friends
+family: mobilenet_v1
+data: {name: digits}
+parameters:
+  width: [0.25, 0.5, 0.75, 1.0]
+  resolution: [20, 24, 32]
+  depth: [shallow, full]
+objectives: {accuracy: maximize, latency_ms: minimize, params: minimize}
+"""
+STUDY = 'digits <script>alert("study")</script> {%css%}'
+
+
+class Written:
+    """A study that a test goes on writing, as the driver of a search does."""
+
+    def __init__(self, folder: Path, name: str = STUDY):
+        (folder / "space.yaml").write_text(SPACE)
+        self.url, self.name = f"sqlite:///{folder / 'studies.db'}", name
+        self.space = load_space(folder / "space.yaml").for_data(classes=10, in_channels=1)
+        self.store = Store(self.url, create=True)
+        provenance = {"validation_images": 500, "data": {"name": "digits", "files": ["<b>a</b>", "b"]}}
+        self.writer = self.store.open_study(
+            self.space, name, n_trials=30, runs_dir=folder / "runs", provenance=provenance
+        )
+        self.codes = iter(random.Random(0).sample(list(self.space.codes()), 24))
+
+    def begin(self) -> tuple[TrialRecord, Costs]:
+        chosen = next(self.codes)
+        arch = self.space.arch(chosen)
+        distributions = {name: CategoricalDistribution(self.space.values(name)) for name in chosen}
+        record = self.writer.begin(chosen=chosen, distributions=distributions, arch=arch, costs=costs(arch), seed=0)
+        self.writer.add_epoch(record.trial_id, 1, {"validation_accuracy": 0.6})
+        return record, costs(arch)
+
+    def finish(self, accuracy: float, latency_ms: float) -> int:
+        record, cost = self.begin()
+        metrics = {"accuracy": accuracy, "validation_loss": 1 - accuracy, "latency_ms": latency_ms}
+        metrics |= {"latency_q1_ms": 0.9 * latency_ms, "latency_q3_ms": 1.2 * latency_ms}
+        self.writer.finish(
+            record.trial_id, [accuracy, latency_ms, float(cost.params)],
+            metrics=metrics, environment={}, measurement=None, checkpoint="", checkpoint_sha256="",
+        )  # fmt: skip
+        return record.number
+
+
+@contextmanager
+def served(url: str, study: str | None = None) -> Iterator[int]:
+    """The page on a free port -> the port."""
+    server = bind(create_app(url, study), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from mnet_search.search.progress import Quiet
+from mnet_search.search.run import RunOptions, RunResult, open_space, run_search
 from mnet_search.studies import frame as frames
 from mnet_search.studies.store import Store
 
@@ -22,9 +24,11 @@ parameters:
   width: [0.1, 0.12, 0.15, 0.2]
   resolution: [9, 12]
   depth: shallow
+  stem_stride: 1
 objectives: {accuracy: maximize, latency_ms: minimize, params: minimize}
 training: {epochs: 2, batch_size: 50}
 search: {sampler: grid, n_trials: 4, seed: 0}
+resources: {concurrency: 1}
 """
 
 
@@ -44,13 +48,26 @@ def environment() -> dict[str, str]:
 
 def mnet(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in `folder`, with the database study.db there."""
-    return subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def search(
+    folder: Path, text: str = TINY, *, n_trials: int | None = None, overrides: tuple[str, ...] = (), **options: object
+) -> RunResult:
+    """Run a search with the local executor from inside this process; its workers are processes all the same."""
+    settings = {"runs_dir": folder / "runs", "executor": "local", "n_trials": n_trials, **options}
+    space = open_space(write_space(folder, text), list(overrides))
+    return run_search(space, RunOptions(f"sqlite:///{folder / 'study.db'}", **settings), Quiet())  # type: ignore[arg-type]
 
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """Start a command in `folder`, in a process group of its own."""
     log = (folder / "log.txt").open("a")
-    return subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stdout=log, stderr=log, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command(*arguments), cwd=folder, env=environment(), stdout=log, stderr=log, text=True, start_new_session=True
+    )
 
 
 def load(folder: Path, study: str = "tiny") -> pd.DataFrame:
@@ -63,7 +80,9 @@ def load_curves(folder: Path, study: str = "tiny") -> pd.DataFrame:
         return frames.curves(store, study)
 
 
-def wait_for(folder: Path, happened: Callable[[pd.DataFrame], bool], process: subprocess.Popen[str], timeout: float = 120) -> pd.DataFrame:
+def wait_for(
+    folder: Path, happened: Callable[[pd.DataFrame], bool], process: subprocess.Popen[str], timeout: float = 120
+) -> pd.DataFrame:
     """Poll the study until `happened`; fails with the log where the process ends or time runs out first."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:

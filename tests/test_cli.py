@@ -33,7 +33,20 @@ def test_count_prints_the_exact_figures(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["mult_adds"], found["params"], found["family"]) == (568_740_352, 4_231_976, "mobilenet_v1")
     assert sum(layer["mult_adds"] for layer in found["layers"]) == found["mult_adds"]
-    done = mnet(tmp_path, "count", "mobilenet_v1", "-s", "width=0.75", "-s", "resolution=192", "-s", "depth=full", "-s", "classes=1000", "--json")
+    done = mnet(
+        tmp_path,
+        "count",
+        "mobilenet_v1",
+        "-s",
+        "width=0.75",
+        "-s",
+        "resolution=192",
+        "-s",
+        "depth=full",
+        "-s",
+        "classes=1000",
+        "--json",
+    )
     assert json.loads(done.stdout)["options"]["width"] == 0.75
 
 
@@ -113,7 +126,9 @@ def test_report_is_one_file_without_outside_links(study: Path, tmp_path: Path) -
 
 
 def test_latency_has_its_spread(tmp_path: Path) -> None:
-    done = mnet(tmp_path, "latency", "mobilenet_v1", "-s", "width=0.25", "-s", "resolution=32", "--repeats", 5, "--json")
+    done = mnet(
+        tmp_path, "latency", "mobilenet_v1", "-s", "width=0.25", "-s", "resolution=32", "--repeats", 5, "--json"
+    )
     found = json.loads(done.stdout)
     assert 0 < found["q1_ms"] <= found["median_ms"] <= found["q3_ms"]
     assert (found["n"], found["threads"], found["batch"]) == (5, 1, 1)
@@ -155,7 +170,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "text"), BAD, ids=[" ".join(map(str, a))[:60] for a, _, _ in BAD])
-def test_bad_input_is_one_line_with_its_exit_code_and_nothing_is_written(tmp_path: Path, arguments: tuple, code: int, text: str) -> None:
+def test_bad_input_is_one_line_with_its_exit_code_and_nothing_is_written(
+    tmp_path: Path, arguments: tuple, code: int, text: str
+) -> None:
     if arguments[0] == "run" and arguments[-1] == "resources.gpus_per_trial=1":
         torch = pytest.importorskip("torch")
         if torch.cuda.is_available():
@@ -181,7 +198,11 @@ def test_bad_input_is_one_line_with_its_exit_code_and_nothing_is_written(tmp_pat
         (("best", "tiny", "--max", "params"), 2, "--max params: write NAME=NUMBER"),
         (("export", "tiny", "--trial", 99), 2, "no trial 99 in this study (it has: 0 to 2)"),
         (("export", "tiny", "--best", "--format", "onnx"), 2, "export format 'onnx' is not part of this version"),
-        (("export", "tiny", "--best", "--format", "pickle"), 2, "unknown export format 'pickle' (known: config, weights"),
+        (
+            ("export", "tiny", "--best", "--format", "pickle"),
+            2,
+            "unknown export format 'pickle' (known: config, weights",
+        ),
         (("dashboard", "--host", "0.0.0.0"), 2, "loopback"),
     ],
 )
@@ -205,9 +226,23 @@ def test_a_damaged_checkpoint_is_not_exported(study: Path, tmp_path: Path) -> No
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("change", "text"), [({"config_version": 2}, "newer than this mnet-search reads (1)"), ({"arch": {}}, "is required"), ({"extra": 1}, "unknown key")])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"config_version": 2}, "newer than this mnet-search reads (1)"),
+        ({"arch": {}}, "is required"),
+        ({"extra": 1}, "unknown key"),
+    ],
+)
 def test_configs_that_cannot_be_read(tmp_path: Path, change: dict, text: str) -> None:
-    good = {"config_version": 1, "arch": {"family": "mobilenet_v1", "options": {"resolution": 32, "in_channels": 1, "classes": 10}, "arch_id": "0" * 12}}
+    good = {
+        "config_version": 1,
+        "arch": {
+            "family": "mobilenet_v1",
+            "options": {"resolution": 32, "in_channels": 1, "classes": 10},
+            "arch_id": "0" * 12,
+        },
+    }
     good |= {"data": {"name": "digits"}, "training": {"epochs": 1}, "seed": 0}
     (tmp_path / "c.yaml").write_text(json.dumps(good | change))
     done = mnet(tmp_path, "train", "c.yaml")
@@ -234,5 +269,3 @@ def test_json_has_no_nan() -> None:
     from mnet_search.search.show import _clean
 
     assert _clean({"a": [math.nan, 1.0, (math.inf,)]}) == {"a": [None, 1.0, [None]]}
-
-

@@ -212,7 +212,7 @@ BAD = [
     ({"act": "gelu"}, "act='gelu' is not possible: known activations: relu, relu6, hswish, silu"),
     (
         {"block": "seperable"},
-        "unknown block 'seperable'; did you mean separable? (known: separable, separable_plain, conv, inverted_residual",
+        "unknown block 'seperable'; did you mean separable? (known: separable, separable_plain, conv",
     ),
     ({"widht": 1}, "family mobilenet_v1 has no option 'widht'; did you mean width?"),
     ({"stages.3.expand": 2}, "block separable has no option 'stages.3.expand' (it has: kernel, act)"),

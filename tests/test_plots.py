@@ -96,6 +96,8 @@ def test_pareto_info_of_a_measured_cost():
         front=(Point(0, 0.50, 0.90, 0.48, 0.55, HOVER_0), Point(1, 0.75, 0.95, 0.70, 0.90, HOVER_1)),
         others=(Point(2, 0.90, 0.93, 0.85, 0.95, HOVER_2),),  # the trial without a latency is left out
         n_others=1,
+        floor=pytest.approx(0.896),
+        n_below=0,
         note=NOTE,
     )
 
@@ -148,7 +150,8 @@ def test_large_studies_are_thinned_but_never_the_front():
     assert ([point.number for point in info.front], len(info.others), info.n_others) == ([count], POINTS, count)
     assert (info.others[0].number, info.others[-1].number) == (0, count - 1), "the ends of the cloud stay"
     figure = PLOTS["pareto_latency"].figure(info)
-    assert figure.data[0].name == f"other trials ({POINTS:,} of {count:,} shown)"
+    assert figure.data[0].name == f"other trials ({POINTS:,} of {count:,} shown, {info.n_below} below the frame)"
+    assert 0 < info.n_below < count / 4
     assert figure.data[0].error_x.array is None, "thousands of bars would hide the points"
     shown = PLOTS["curves"].info(snapshot)
     assert [curve.number for curve in shown.others] == list(range(count - CURVES, count))
@@ -172,6 +175,23 @@ def test_pareto_figure():
     params = PLOTS["pareto_params"].draw(snapshot_of())
     assert params.layout.xaxis.tickformat == "~s", "20k, 1M"
     assert params.data[-1].error_x.array is None
+
+
+def test_failures_do_not_flatten_the_front():
+    bad = [
+        (number, "finished", accuracy, *TRIALS[2][3:])
+        for number, accuracy in ((6, 0.1), (7, 0.9), (8, 0.91), (9, 0.92))
+    ]
+    snapshot = snapshot_of(frame_of(TRIALS[:2] + bad))
+    info = PLOTS["pareto_latency"].info(snapshot)
+    assert (info.floor, info.n_below) == (pytest.approx(0.68), 1), (
+        "a margin below the lower quartile of the others, which is below the front's end"
+    )
+    figure = PLOTS["pareto_latency"].figure(info)
+    assert figure.layout.yaxis.range == pytest.approx((68.0, 97.16))
+    assert figure.data[0].name == "other trials (4, 1 below the frame)"
+    assert len(figure.data[0].x) == 4, "they are there, a double click away"
+    assert PLOTS["pareto_latency"].draw(snapshot_of()).layout.yaxis.range is None
 
 
 def test_curves_figure():

@@ -236,7 +236,7 @@ BAD = [
     (
         "stages.5.kernel",
         "stages.5.krnel",
-        "space.yaml:9: parameters.stages.5.krnel: family mobilenet_v1 has no option 'stages.5.krnel'; did you mean kernel?",
+        "space.yaml:9: parameters.stages.5.krnel: family mobilenet_v1 has no option 'stages.5.krnel'",
     ),
     (
         "accuracy: maximize",
@@ -309,7 +309,7 @@ def test_errors_in_overrides_name_the_override(tmp_path: Path, override: str, te
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpaceError, match="nothing.yaml: no such file"):
+    with pytest.raises(SpaceError, match=r"nothing\.yaml: no such file"):
         load_space(tmp_path / "nothing.yaml")
 
 

@@ -1,4 +1,6 @@
-"""The store on a real SQLite file: what is written comes back, other programs' files are refused, one driver at a time."""
+"""The store on a real SQLite file: what is written comes back, other programs' files are refused, one driver at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_a_study_comes_back_as_a_frame(url: str) -> None:
         first, second, third = begin(study), begin(study, 0.2), begin(study, 0.3)
         for epoch in (1, 2):
             study.add_epoch(first.trial_id, epoch, {"train_loss": 1.0, "validation_accuracy": 0.5, "seconds": 2.0})
-        study.add_epoch(first.trial_id, 2, {"validation_accuracy": 0.6, "seconds": 2.0})  # a resumed trial sends it again
+        study.add_epoch(
+            first.trial_id, 2, {"validation_accuracy": 0.6, "seconds": 2.0}
+        )  # a resumed trial sends it again
         finish(study, first, 0.6)
         study.fail(second.trial_id, "the loss became nan in epoch 1")
     with Store(url) as store:
@@ -74,7 +78,11 @@ def test_a_study_comes_back_as_a_frame(url: str) -> None:
         assert frame["state"].tolist() == ["finished", "failed", "running"]
         row = frame.iloc[0]
         assert (row["accuracy"], row["latency_ms"], row["epochs"], row["seconds"]) == (0.6, 1.5, 2, 4.0)
-        assert (row["param.width"], row["param.block"], row["params"]) == (0.1, "separable", costs(space_of().arch({"width": 0.1, "resolution": 20, "block": "separable"})).params)
+        assert (row["param.width"], row["param.block"], row["params"]) == (
+            0.1,
+            "separable",
+            costs(space_of().arch({"width": 0.1, "resolution": 20, "block": "separable"})).params,
+        )
         assert frame.iloc[1]["reason"] == "the loss became nan in epoch 1"
         curves = frames.curves(store, "tiny")
         assert curves[["number", "epoch", "validation_accuracy"]].to_numpy().tolist() == [[0, 1, 0.5], [0, 2, 0.6]]
@@ -111,9 +119,11 @@ def test_records_name_trials_to_take_up_again_and_end_half_begun_ones(url: str) 
 def test_an_edited_space_is_refused_with_the_difference(url: str) -> None:
     with Store(url, create=True) as store:
         open_study(store)
-        open_study(store, n_trials=9)
+        open_study(store).begin_run(9, Path("runs"), {})
         assert store.summary("tiny").n_total_asked == 9
-        edited = space_of(training={"epochs": 3}, parameters={"width": [0.1], "resolution": [20, 32], "block": ["separable", "conv"]})
+        edited = space_of(
+            training={"epochs": 3}, parameters={"width": [0.1], "resolution": [20, 32], "block": ["separable", "conv"]}
+        )
         with pytest.raises(MnetError) as caught:
             open_study(store, edited)
     text = str(caught.value)
@@ -145,7 +155,10 @@ def test_one_driver_at_a_time_and_the_lock_ends_with_its_process(url: str, tmp_p
         try:
             assert process.stdout.readline() == "held\n"
             assert store.summary("tiny").active
-            with pytest.raises(StorageError, match=f"already being run by process {process.pid} on .* since 20"), study.lock():
+            with (
+                pytest.raises(StorageError, match=f"already being run by process {process.pid} on .* since 20"),
+                study.lock(),
+            ):
                 pass
         finally:
             process.kill()
@@ -167,7 +180,10 @@ def test_the_database_is_in_wal_mode_so_that_readers_never_block_the_search(url:
 
 
 BAD_FILES = [
-    (b"this is no database, only words that go on for a while" * 100, "is not a SQLite database; name another file with --storage"),
+    (
+        b"this is no database, only words that go on for a while" * 100,
+        "is not a SQLite database; name another file with --storage",
+    ),
     (None, "no such database; start a search first"),
 ]
 
@@ -220,15 +236,30 @@ def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
 
 
 def test_an_optuna_study_of_the_same_name_is_not_taken_over(url: str) -> None:
-    optuna.create_study(study_name="tiny", storage=url)._storage.remove_session()  # type: ignore[attr-defined]
-    with Store(url, create=True) as store, pytest.raises(StorageError, match="a study 'tiny' exists that mnet-search did not make"):
+    theirs = optuna.create_study(study_name="tiny", storage=url)
+    theirs.add_trial(optuna.trial.create_trial(value=1.0))
+    theirs._storage.remove_session()  # type: ignore[attr-defined]
+    with (
+        Store(url, create=True) as store,
+        pytest.raises(StorageError, match="a study 'tiny' exists that mnet-search did not make"),
+    ):
         open_study(store)
+
+
+def test_a_study_whose_making_was_killed_half_way_is_made_whole(url: str) -> None:
+    optuna.create_study(study_name="tiny", storage=url)._storage.remove_session()  # type: ignore[attr-defined]
+    with Store(url, create=True) as store:
+        finish(open_study(store), begin(open_study(store)), 0.5)
+        assert store.summary("tiny").n_finished == 1
 
 
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("postgresql://user:secret@host/db", "postgresql://user:***@host/db: this version stores studies in SQLite only"),
+        (
+            "postgresql://user:secret@host/db",
+            "postgresql://user:***@host/db: this version stores studies in SQLite only",
+        ),
         ("sqlite://", "names no file"),
         ("nonsense://x", "this version stores studies in SQLite only"),
         ("sqlite:///no/such/folder/x.db", "the folder no/such/folder does not exist"),
