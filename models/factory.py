@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mnet_search.models.arch import (
     Act,
@@ -34,6 +35,25 @@ ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that trains fast on tiny maps.
+
+    On a CPU the weight gradient of a depthwise convolution falls back to a slow general product when its map is of a
+    few pixels (measured: 6 to 29 ms a layer instead of 0.2 to 4, in the last stages at 32 px). There, in training, the
+    same sum is taken another way: a single pixel meets only the filter's centre; other small maps are padded first.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H/stride, W/stride)."""
+        kernel, pad = int(self.kernel_size[0]), int(self.padding[0])  # never "same": the factory gives numbers
+        if not self.training or x.device.type != "cpu" or min(x.shape[-2:]) > 3 or pad != kernel // 2:
+            return super().forward(x)
+        if x.shape[-2:] == (1, 1) and self.bias is None:
+            return x * self.weight[:, 0, kernel // 2, kernel // 2].view(1, -1, 1, 1)
+        padded = functional.pad(x, (pad, pad, pad, pad))
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
 class ResidualModule(nn.Sequential):
     """shortcut(x) + body(x); the body's children are this module's own, so that a residual adds no level to state-dict
     names.
@@ -48,7 +68,7 @@ class ResidualModule(nn.Sequential):
         """(N, C, H, W) -> (N, C', H', W')."""
         out = x
         for name in self._body:
-            out = self._modules[name](out)  # type: ignore[misc]  # never None: they come from the description
+            out = self._modules[name](out)
         return out + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -74,7 +94,7 @@ def build(arch: Arch, seed: int = 0) -> nn.Module:
     torch's global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
         module = to_module(arch.root)
         initialise(module)
     return module
@@ -93,9 +113,10 @@ def to_module(node: Node) -> nn.Module:
         case Scale(gate=Chain(children=children)):
             return ScaleModule(_modules(children))
         case Conv():
-            size, pad = node.kernel, node.padding
-            return nn.Conv2d(
-                node.input.channels, node.channels, size, node.stride, pad, groups=node.groups, bias=node.bias
+            kind = DepthwiseConv2d if node.groups == node.input.channels == node.channels > 1 else nn.Conv2d
+            size, groups = node.kernel, node.groups
+            return kind(
+                node.input.channels, node.channels, size, node.stride, node.padding, groups=groups, bias=node.bias
             )
         case Norm():
             return nn.BatchNorm2d(node.input.channels)

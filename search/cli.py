@@ -327,10 +327,11 @@ def main(arguments: list[str] | None = None) -> None:
         "OMP_NUM_THREADS", "1"
     )  # torch reads it at import; trials side by side must not fight for cores
     sys.path.append(str(Path.cwd()))  # for package.module:name of the user's own; last, so that it can shadow nothing
-    sys.exit(_main(arguments))
+    sys.exit(run_command(arguments))
 
 
-def _main(arguments: list[str]) -> int:
+def run_command(arguments: list[str]) -> int:
+    """Run a command line in this process and return its exit code."""
     # -v and --debug may stand anywhere, though they belong to the whole command
     everywhere = [a for a in arguments if a in ("-v", "--verbose", "--debug")]
     arguments = everywhere + [a for a in arguments if a not in everywhere]

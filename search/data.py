@@ -297,10 +297,14 @@ def normalise(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
     _demand_images(batch, "normalise")
     if not len(mean) == len(std) == batch.shape[1]:
         raise ValueError(f"normalise: {len(mean)} means and {len(std)} deviations for {batch.shape[1]} channels")
-    shift, scale = (
-        torch.tensor(values, dtype=torch.float32, device=batch.device).view(1, -1, 1, 1) * 255 for values in (mean, std)
-    )
+    shift, scale = _per_channel(mean, batch.device), _per_channel(std, batch.device)
     return batch.to(torch.float32, memory_format=torch.channels_last).sub_(shift).div_(scale)
+
+
+@functools.lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Statistics in grey values, (1, C, 1, 1). Kept, since a tensor made on a GPU makes the step loop wait for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1) * 255
 
 
 def _demand_images(images: Tensor, where: str) -> None:

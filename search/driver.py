@@ -23,7 +23,7 @@ from mnet_search.search.samplers import Proposal, Proposer, make_proposer, pick_
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome
 from mnet_search.spaces.space import Params, Space, SpaceError, Survey
-from mnet_search.studies.store import StudyWriter, TrialRecord
+from mnet_search.studies.writer import StudyWriter, TrialRecord
 
 MAX_ATTEMPTS = 3  # of one trial, when the process that trains it dies
 PROPOSALS_BEFORE_PICKING = 50  # a sampler that keeps proposing known or oversized networks is helped out

@@ -4,6 +4,7 @@ with --quiet.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from rich.text import Text
 from mnet_search.search.training import Epoch
 from mnet_search.spaces.space import Space, si
 from mnet_search.studies.pareto import non_dominated
-from mnet_search.studies.store import TrialRecord
+from mnet_search.studies.writer import TrialRecord
 
 FRONT_ROWS = 12
 
@@ -42,8 +43,10 @@ class TerminalProgress(Quiet):
         self._done: list[tuple[TrialRecord, list[float]]] = []
         self._running: dict[int, tuple[TrialRecord, str]] = {}
         self._failures: list[str] = []
-        self._n_failed = self._n_new = 0
-        self._start = time.monotonic()
+        self._n_failed = 0
+        self._started: dict[int, float] = {}
+        self._seconds: list[float] = []
+        self._side_by_side = 1
         self._live = (
             Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
             if console.is_terminal
@@ -58,7 +61,6 @@ class TerminalProgress(Quiet):
             self._console.print(
                 f"{study}: {len(done)} of {n_asked} trials are finished already; going on", highlight=False
             )
-        self._start = time.monotonic()
         if self._live:
             self._live.start()
 
@@ -68,6 +70,8 @@ class TerminalProgress(Quiet):
 
     def started(self, record: TrialRecord) -> None:
         self._running[record.trial_id] = (record, "starting")
+        self._started[record.trial_id] = time.monotonic()
+        self._side_by_side = max(self._side_by_side, len(self._running))
 
     def epoch(self, record: TrialRecord, epoch: Epoch) -> None:
         self._running[record.trial_id] = (record, f"epoch {epoch.epoch}: {epoch.validation_accuracy:.1%}")
@@ -75,7 +79,7 @@ class TerminalProgress(Quiet):
     def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None:
         self._running.pop(record.trial_id, None)
         self._done.append((record, [values[name] for name in self._objectives]))
-        self._n_new += 1
+        self._seconds.append(time.monotonic() - self._started[record.trial_id])
         if self._live is None:
             shown = ", ".join(f"{name} {show_value(name, values[name])}" for name in self._objectives)
             self._console.print(
@@ -92,10 +96,11 @@ class TerminalProgress(Quiet):
             self._console.print(self._failures[-1], highlight=False, soft_wrap=True, markup=False)
 
     def _eta(self) -> str:
+        """Time left, from the median trial: the first ones also carry the start of their worker."""
         left = self._n_asked - len(self._done)
-        if not self._n_new or left <= 0:
+        if not self._seconds or left <= 0:
             return ""
-        return f", about {show_seconds((time.monotonic() - self._start) / self._n_new * left)} left"
+        return f", about {show_seconds(statistics.median(self._seconds) * left / self._side_by_side)} left"
 
     def render(self) -> Group:
         """The live panel."""

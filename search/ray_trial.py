@@ -68,7 +68,7 @@ class StudySearcher(Searcher):
         """
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next job; None to be asked again later; FINISHED when nothing is left."""
         if self.error is not None or self._driver.stopping or self._driver.done:
             return Searcher.FINISHED
@@ -94,7 +94,7 @@ class StudySearcher(Searcher):
             self._trial_ids.pop(trial_id, None)
 
     def _hand_over(self, trial_id: str, result: dict[str, Any]) -> None:
-        key, content = self._trial_ids.get(trial_id), result.get("content")
+        key, content = self._trial_ids.get(trial_id), str(result.get("content"))
         if key is None or key not in self._driver.running:
             return
         match result.get("kind"):

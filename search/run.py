@@ -22,6 +22,7 @@ from mnet_search.search.trial import Job
 from mnet_search.spaces.space import Space, Survey, load_space, make_space, survey
 from mnet_search.spaces.yamlfile import Source, parse_value
 from mnet_search.studies.store import Store
+from mnet_search.studies.writer import open_study
 
 DEFAULT_TRIALS = 30
 # The names that a space file may use, by the key under which it uses them.
@@ -113,7 +114,7 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
     facts |= {"executor": options.executor, "resources": asdict(resources)}
     name = options.study or space.name
     with Store(options.storage, create=True) as store:
-        study = store.open_study(space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
+        study = open_study(store, space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
         with study.lock():
             study.begin_run(n_trials, options.runs_dir, facts)
             settings = Settings(n_trials, options.runs_dir, seed, options.max_failures)

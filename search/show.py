@@ -73,7 +73,7 @@ def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
     within = {name: found.cost_range(name, feasible=True) for name in COST_NAMES}
     ends = {"smallest": found.smallest, "largest": found.largest}
     if as_json:
-        content = {
+        content: dict[str, Any] = {
             "space": space.name,
             "hash": space.hash,
             "codes": found.n_codes,
@@ -373,7 +373,9 @@ def _print_front(frame: pd.DataFrame, objectives: Mapping[str, str], title: str,
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters")
     for _, row in ordered.iterrows():
-        chosen = {k.removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.") and v is not None}
+        chosen = {
+            str(k).removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.") and v is not None
+        }
         cells = [show_value(name, row[name]) for name in names]
         table.add_row(str(row["number"]), *[row["state"]] * state, *cells, show_params(chosen))
     _print_table(table)

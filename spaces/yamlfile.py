@@ -85,7 +85,7 @@ def dump(values: Mapping[str, Any]) -> str:
     """Values as YAML text."""
     stream = StringIO()
     yaml = YAML(typ="safe")
-    yaml.default_flow_style = None
+    yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     yaml.width = 120
     yaml.dump(dict(values), stream)

@@ -18,7 +18,8 @@ from optuna.distributions import CategoricalDistribution
 from mnet_search.dashboards.app import bind, create_app
 from mnet_search.models.complexity import Costs, costs
 from mnet_search.spaces.space import load_space
-from mnet_search.studies.store import Store, TrialRecord
+from mnet_search.studies.store import Store
+from mnet_search.studies.writer import TrialRecord, open_study
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -120,8 +121,8 @@ class Written:
         self.space = load_space(folder / "space.yaml").for_data(classes=10, in_channels=1)
         self.store = Store(self.url, create=True)
         provenance = {"validation_images": 500, "data": {"name": "digits", "files": ["<b>a</b>", "b"]}}
-        self.writer = self.store.open_study(
-            self.space, name, n_trials=30, runs_dir=folder / "runs", provenance=provenance
+        self.writer = open_study(
+            self.store, self.space, name, n_trials=30, runs_dir=folder / "runs", provenance=provenance
         )
         self.codes = iter(random.Random(0).sample(list(self.space.codes()), 24))
 

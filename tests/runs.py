@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from mnet_search.search import cli
 from mnet_search.search.progress import Quiet
 from mnet_search.search.run import RunOptions, RunResult, open_space, run_search
 from mnet_search.studies import frame as frames
@@ -51,6 +55,27 @@ def mnet(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.C
     return subprocess.run(
         command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout
     )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command printed and returned."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(folder: Path, *arguments: object) -> Done:
+    """A command in this process, for the many that need none of their own: importing torch takes seconds."""
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.run_command(list(map(str, arguments)))
+    finally:
+        os.chdir(before)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def search(
@@ -107,14 +132,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def processes_named(name: str) -> list[int]:
-    """Pids of processes whose command line starts with `name` (Linux)."""
+def ray_actors(pid: int) -> list[int]:
+    """Pids of the Ray actors below a driver, whatever Ray calls them (Linux)."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if text.startswith(name):
-            found.append(int(path.parent.name))
+    for child in children(pid):
+        title = Path(f"/proc/{child}/cmdline").read_bytes()
+        if title.startswith(b"ray::") and not title.startswith(b"ray::IDLE"):
+            found.append(child)
+        found += ray_actors(child)
     return found

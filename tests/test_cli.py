@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from runs import load, mnet, write_space
+from runs import call, load, mnet, write_space
 from safetensors import safe_open
 
 from mnet_search.models.factory import build
@@ -15,6 +15,11 @@ from mnet_search.search.cli import PLANNED, app
 from mnet_search.studies.export import read_config
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNET_STORAGE", "sqlite:///study.db")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def test_count_prints_the_exact_figures(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["mult_adds"], found["params"], found["family"]) == (568_740_352, 4_231_976, "mobilenet_v1")
     assert sum(layer["mult_adds"] for layer in found["layers"]) == found["mult_adds"]
-    done = mnet(
+    done = call(
         tmp_path,
         "count",
         "mobilenet_v1",
@@ -51,21 +56,21 @@ def test_count_prints_the_exact_figures(tmp_path: Path) -> None:
 
 
 def test_count_layers_adds_up_on_screen(tmp_path: Path) -> None:
-    done = mnet(tmp_path, "count", "mobilenet_v1", "--layers")
+    done = call(tmp_path, "count", "mobilenet_v1", "--layers")
     assert "stage4.block6.pointwise.conv" in done.stdout
     assert "568,740,352" in done.stdout
 
 
 def test_validate_counts_and_writes_nothing(tmp_path: Path) -> None:
-    done = mnet(tmp_path, "validate", write_space(tmp_path), "--json")
+    done = call(tmp_path, "validate", write_space(tmp_path), "--json")
     found = json.loads(done.stdout)
     assert (found["codes"], found["networks"], found["feasible"]) == (8, 8, 8)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
-    assert "8 distinct networks" in mnet(tmp_path, "validate", tmp_path / "tiny.yaml").stdout
+    assert "8 distinct networks" in call(tmp_path, "validate", tmp_path / "tiny.yaml").stdout
 
 
 def test_schema_is_json_schema(tmp_path: Path) -> None:
-    assert json.loads(mnet(tmp_path, "schema").stdout)["title"] == "SpaceFile"
+    assert json.loads(call(tmp_path, "schema").stdout)["title"] == "SpaceFile"
 
 
 def test_a_run_ends_with_the_front_and_what_to_type_next(study: Path) -> None:
@@ -76,25 +81,25 @@ def test_a_run_ends_with_the_front_and_what_to_type_next(study: Path) -> None:
 
 
 def test_studies_show_and_best(study: Path) -> None:
-    listed = json.loads(mnet(study, "studies", "--json").stdout)
+    listed = json.loads(call(study, "studies", "--json").stdout)
     assert [(s["name"], s["n_finished"], s["active"]) for s in listed] == [("tiny", 3, False)]
-    assert "tiny" in mnet(study, "studies").stdout
-    shown = json.loads(mnet(study, "show", "tiny", "--json").stdout)
+    assert "tiny" in call(study, "studies").stdout
+    shown = json.loads(call(study, "show", "tiny", "--json").stdout)
     assert len(shown["trials"]) == 3
     assert shown["provenance"]["versions"]["torch"]
     assert 1 <= len(shown["front"]) <= 3
-    everything = mnet(study, "show", "tiny", "--all").stdout
+    everything = call(study, "show", "tiny", "--all").stdout
     assert everything.count("finished") >= 3
     frame = load(study)
-    best = json.loads(mnet(study, "best", "tiny", "--json").stdout)
+    best = json.loads(call(study, "best", "tiny", "--json").stdout)
     assert best["accuracy"] == frame["accuracy"].max()
     limit = frame["params"].min()
-    small = json.loads(mnet(study, "best", "tiny", "--max", f"params={limit}", "--json").stdout)
+    small = json.loads(call(study, "best", "tiny", "--max", f"params={limit}", "--json").stdout)
     assert small["params"] == limit
 
 
 def test_export_and_train(study: Path, tmp_path: Path) -> None:
-    done = mnet(study, "export", "tiny", "--best", "-o", tmp_path, "--json")
+    done = call(study, "export", "tiny", "--best", "-o", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     config_path, weights_path = map(Path, json.loads(done.stdout)["files"])
     config, arch = read_config(config_path)
@@ -105,28 +110,28 @@ def test_export_and_train(study: Path, tmp_path: Path) -> None:
     with safe_open(weights_path, "pt") as weights:
         assert weights.metadata()["arch_id"] == arch.id
         build(arch).load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118
-    again = mnet(study, "export", "tiny", "--best", "-o", tmp_path)
+    again = call(study, "export", "tiny", "--best", "-o", tmp_path)
     assert again.returncode == 2
     assert "exists already; give --force to replace it" in again.stderr
-    assert mnet(study, "export", "tiny", "--front", "-o", tmp_path, "--force").returncode == 0
-    trained = mnet(tmp_path, "train", config_path, "--json")
+    assert call(study, "export", "tiny", "--front", "-o", tmp_path, "--force").returncode == 0
+    trained = call(tmp_path, "train", config_path, "--json")
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout)
     # the same network, seed, data and recipe: the search's own figure comes out again
     assert result["validation_accuracy"] == best["accuracy"]
     assert result["test_images"] > 300
     assert (Path(tmp_path / result["folder"]) / "curve.csv").read_text().count("\n") == 3
-    assert mnet(tmp_path, "count", config_path).stdout.startswith(f"mobilenet_v1 {arch.id}")
+    assert call(tmp_path, "count", config_path).stdout.startswith(f"mobilenet_v1 {arch.id}")
 
 
 def test_report_is_one_file_without_outside_links(study: Path, tmp_path: Path) -> None:
-    done = mnet(study, "report", "tiny", "-o", tmp_path / "r.html")
+    done = call(study, "report", "tiny", "-o", tmp_path / "r.html")
     assert done.returncode == 0, done.stderr
     assert 'src="http' not in (tmp_path / "r.html").read_text()
 
 
 def test_latency_has_its_spread(tmp_path: Path) -> None:
-    done = mnet(
+    done = call(
         tmp_path, "latency", "mobilenet_v1", "-s", "width=0.25", "-s", "resolution=32", "--repeats", 5, "--json"
     )
     found = json.loads(done.stdout)
@@ -135,7 +140,7 @@ def test_latency_has_its_spread(tmp_path: Path) -> None:
 
 
 def test_doctor_lists_what_there_is(tmp_path: Path) -> None:
-    found = json.loads(mnet(tmp_path, "doctor", "--json").stdout)
+    found = json.loads(call(tmp_path, "doctor", "--json").stdout)
     assert "mobilenet_v1" in found["families"]
     assert "cifar10" in found["data.name"]
     assert {"grid", "random", "tpe", "nsga2"} <= set(found["search.sampler"])
@@ -178,7 +183,7 @@ def test_bad_input_is_one_line_with_its_exit_code_and_nothing_is_written(
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
     write_space(tmp_path)
-    done = mnet(tmp_path, *arguments)
+    done = call(tmp_path, *arguments)
     assert done.returncode == code, done.stderr
     assert text in done.stderr
     assert done.stderr.startswith("mnet-search: ")
@@ -203,11 +208,15 @@ def test_bad_input_is_one_line_with_its_exit_code_and_nothing_is_written(
             2,
             "unknown export format 'pickle' (known: config, weights",
         ),
-        (("dashboard", "--host", "0.0.0.0"), 2, "loopback"),
+        (
+            ("dashboard", "--host", "0.0.0.0"),
+            2,
+            "serves this machine only: host '0.0.0.0' is not one of 127.0.0.1, localhost",
+        ),
     ],
 )
 def test_bad_questions_about_a_study(study: Path, arguments: tuple, code: int, text: str) -> None:
-    done = mnet(study, *arguments)
+    done = call(study, *arguments)
     assert done.returncode == code, done.stderr
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
@@ -218,10 +227,10 @@ def test_a_damaged_checkpoint_is_not_exported(study: Path, tmp_path: Path) -> No
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-10] + b"0123456789")
-        done = mnet(study, "export", "tiny", "--trial", 1, "-o", tmp_path)
+        done = call(study, "export", "tiny", "--trial", 1, "-o", tmp_path)
         assert done.returncode == 2
         assert "is damaged" in done.stderr
-        assert mnet(study, "export", "tiny", "--trial", 1, "--format", "config", "-o", tmp_path / "c").returncode == 0
+        assert call(study, "export", "tiny", "--trial", 1, "--format", "config", "-o", tmp_path / "c").returncode == 0
     finally:
         path.write_bytes(content)
 
@@ -245,16 +254,16 @@ def test_configs_that_cannot_be_read(tmp_path: Path, change: dict, text: str) ->
     }
     good |= {"data": {"name": "digits"}, "training": {"epochs": 1}, "seed": 0}
     (tmp_path / "c.yaml").write_text(json.dumps(good | change))
-    done = mnet(tmp_path, "train", "c.yaml")
+    done = call(tmp_path, "train", "c.yaml")
     assert done.returncode == 2
     assert text in done.stderr
     (tmp_path / "c.yaml").write_text(json.dumps(good))
-    assert "its options give the network" in mnet(tmp_path, "train", "c.yaml").stderr
+    assert "its options give the network" in call(tmp_path, "train", "c.yaml").stderr
 
 
 @pytest.mark.parametrize("name", sorted(PLANNED))
 def test_what_later_versions_bring_says_so(tmp_path: Path, name: str) -> None:
-    done = mnet(tmp_path, name, "x")
+    done = call(tmp_path, name, "x")
     assert done.returncode == 2
     assert "not part of this version" in done.stderr
 

@@ -81,7 +81,7 @@ def test_the_split_neither_reads_nor_moves_global_generators() -> None:
 
 
 def test_a_reused_worker_reads_once() -> None:
-    assert load(DataOptions()) is DIGITS
+    assert load(DataOptions()) is load(DataOptions())
 
 
 def test_limit_takes_training_images_only_and_keeps_the_rest() -> None:

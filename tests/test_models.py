@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnet_search.models.arch import Arch, Conv, MnetError, OptionError, Residual, Shape, chain, conv, walk
 from mnet_search.models.blocks import BLOCKS, make_block, options_of
 from mnet_search.models.complexity import costs, layers
-from mnet_search.models.factory import build, to_module
+from mnet_search.models.factory import DepthwiseConv2d, build, to_module
 from mnet_search.models.families import FAMILIES, create
 
 M = 1_000_000
@@ -188,6 +188,21 @@ def test_every_family_trains_one_step(family: str) -> None:
     loss = torch.nn.functional.cross_entropy(module(torch.randn(2, 3, 32, 32)), torch.tensor([0, 3]))
     loss.backward()
     assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2)])
+def test_depthwise_convolutions_on_tiny_maps_are_torchs(size: int, kernel: int, stride: int) -> None:
+    ours = DepthwiseConv2d(8, 8, kernel, stride, kernel // 2, groups=8, bias=False)
+    theirs = torch.nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 8, size, size)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours(a).square().sum().backward()
+    theirs(b).square().sum().backward()
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
 
 
 def test_squeeze_excite_counts_and_runs() -> None:

@@ -18,8 +18,10 @@ from mnet_search.search.samplers import distribution
 from mnet_search.spaces.space import Space, make_space
 from mnet_search.spaces.yamlfile import Source
 from mnet_search.studies import frame as frames
+from mnet_search.studies import writer
 from mnet_search.studies.database import StorageError, normalise_url
-from mnet_search.studies.store import Store, StudyWriter, TrialRecord
+from mnet_search.studies.store import Store
+from mnet_search.studies.writer import StudyWriter, TrialRecord
 
 
 def space_of(**changes: object) -> Space:
@@ -33,8 +35,13 @@ def space_of(**changes: object) -> Space:
 
 
 def open_study(store: Store, space: Space | None = None, n_trials: int = 4) -> StudyWriter:
-    return store.open_study(
-        space or space_of(), "tiny", n_trials=n_trials, runs_dir=Path("runs"), provenance={"versions": {"python": "3"}}
+    return writer.open_study(
+        store,
+        space or space_of(),
+        "tiny",
+        n_trials=n_trials,
+        runs_dir=Path("runs"),
+        provenance={"versions": {"python": "3"}},
     )
 
 
@@ -144,7 +151,7 @@ def test_one_driver_at_a_time_and_the_lock_ends_with_its_process(url: str, tmp_p
     with Store(url, create=True) as store:
         open_study(store)
     holder = (
-        "import sys, time; from pathlib import Path; from mnet_search.studies.store import *\n"
+        "import sys, time; from pathlib import Path; from mnet_search.studies.writer import *\n"
         "s = Store(sys.argv[1]); w = StudyWriter(s, s.row('tiny')['study_id'], 'tiny')\n"
         "with w.lock(): print('held', flush=True); time.sleep(60)"
     )
