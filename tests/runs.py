@@ -137,7 +137,7 @@ def ray_actors(pid: int) -> list[int]:
     found = []
     for child in children(pid):
         title = Path(f"/proc/{child}/cmdline").read_bytes()
-        if title.startswith(b"ray::") and not title.startswith(b"ray::IDLE"):
+        if title.startswith(b"ray::") and b"Agent" not in title and b"IDLE" not in title:
             found.append(child)
         found += ray_actors(child)
     return found
