@@ -22,6 +22,8 @@ LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
 PACKAGE_DIRS = PROJECT["tool"]["setuptools"]["package-dir"]
 NOT_SHIPPED = {".pyc", ".md"}
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker, so that the wheel is built once
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder that a wheel should hold, by its path there."""
