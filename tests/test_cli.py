@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
-from runs import call, load, mnet, write_space
 from safetensors import safe_open
 
 from mnet_search.models.factory import build
 from mnet_search.search.cli import PLANNED, app
 from mnet_search.studies.export import read_config
+
+from processes import call, load, mnet, write_space
 
 ROOT = Path(__file__).parents[1]
 

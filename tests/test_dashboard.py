@@ -12,13 +12,14 @@ import sys
 from datetime import datetime
 
 import pytest
-from browser import STUDY, Written, chromium, hover_text, page_of, served, wait_for_points
 
 from mnet_search.dashboards.app import bind, create_app, empty_message, progress
 from mnet_search.dashboards.report import ReportError, flatten, write_report
 from mnet_search.dashboards.snapshot import take
 from mnet_search.models.arch import MnetError
 from mnet_search.studies.store import Summary
+
+from browser import STUDY, Written, chromium, hover_text, page_of, served, wait_for_points
 
 
 @pytest.fixture

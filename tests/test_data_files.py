@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real_digits import GREY, LABELS, balanced, colour, part, refuses
 
 from mnet_search.search.data import DataError, DataOptions, describe, load, load_test
 from mnet_search.search.data_files import npz_layout
+
+from real_digits import GREY, LABELS, balanced, colour, part, refuses
 
 # ---------------------------------------------------------------- npz
 

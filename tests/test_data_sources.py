@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from real_digits import GREY, LABELS, balanced, colour, part, refuses
 
 from mnet_search.models.arch import MnetError
 from mnet_search.search.data import DATASETS, DataOptions, describe, load, load_test, resize
+
+from real_digits import GREY, LABELS, balanced, colour, part, refuses
 
 # ---------------------------------------------------------------- names
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from runs import TINY, children, load, load_curves, mnet, ray_actors, search, start, wait_for, write_space
 
 from mnet_search.models.arch import MnetError
 from mnet_search.search.driver import FailureBudgetError
 from mnet_search.search.samplers import SAMPLERS
+
+from processes import TINY, children, load, load_curves, mnet, ray_actors, search, start, wait_for, write_space
 
 # One group, so that two tests running side by side never start two Rays at once.
 RAY = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
