@@ -85,8 +85,8 @@ def dump(values: Mapping[str, Any]) -> str:
     """Values as YAML text."""
     stream = StringIO()
     yaml = YAML(typ="safe")
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.default_flow_style = None  # the innermost lists and mappings on one line
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None, meant as a switch
     yaml.width = 120
     yaml.dump(dict(values), stream)
     return stream.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,9 @@ def test_export_and_train(study: Path, tmp_path: Path) -> None:
 def test_report_is_one_file_without_outside_links(study: Path, tmp_path: Path) -> None:
     done = call(study, "report", "tiny", "-o", tmp_path / "r.html")
     assert done.returncode == 0, done.stderr
-    assert 'src="http' not in (tmp_path / "r.html").read_text()
+    text = (tmp_path / "r.html").read_text()
+    assert re.search(r'<(script|link|img|iframe)[^>]+(src|href)="(https?:)?//', text) is None
+    assert "Content-Security-Policy" in text
 
 
 def test_latency_has_its_spread(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_every_image_is_seen_once_an_epoch_in_even_batches() -> None:
     data = digits(30)
     for batch_size, sizes in ((16, [15, 15]), (29, [15, 15]), (30, [30]), (99, [30]), (1, [2] * 15), (8, [8, 8, 7, 7])):
         module = Seen()
-        plain = TrainingOptions("tests.test_training:NO_CROP", epochs=1, batch_size=batch_size)
+        plain = TrainingOptions(f"{__name__}:NO_CROP", epochs=1, batch_size=batch_size)
         list(train(module, data, plain, resolution=8, seed=0))
         assert [len(batch) for batch in module.batches] == sizes
         seen = torch.cat(module.batches).flatten(1)
