@@ -154,6 +154,10 @@ def scale_channels(channels: int, width: float) -> int:
     return scaled
 
 
+# Beyond any network; below it nothing overflows on the way to the costs.
+LARGEST = 1e9
+
+
 def check_number(
     option: str,
     value: Any,
@@ -166,7 +170,7 @@ def check_number(
     """Raises OptionError unless `value` is a finite number (a whole one where asked) inside the limits."""
     kind = int if whole else (int, float)
     limits = [("at least", at_least), ("above", above), ("below", below)]
-    good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, kind) and not isinstance(value, bool) and abs(value) < LARGEST  # NaN is not
     good = (
         good
         and (at_least is None or value >= at_least)

@@ -82,7 +82,8 @@ class Driver:
         self._proposer: Proposer = make_proposer(self.space, self.settings.seed + 1_000_003 * len(records))
         frozen = {t._trial_id: t for t in self.study.store.optuna.get_all_trials(self.study.study_id)}
         for record in records:
-            self._known.add(record.arch_id)
+            if record.state != "failed":  # what failed before may be tried again: its cause may be mended
+                self._known.add(record.arch_id)
             if record.state == "finished":
                 self.n_finished += 1
                 self._proposer.remember(frozen[record.trial_id])
@@ -143,6 +144,8 @@ class Driver:
             checkpoint=outcome.checkpoint,
             checkpoint_sha256=outcome.checkpoint_sha256,
         )
+        if trial_id not in self._proposals:  # taken up from an earlier run: the sampler has not seen it yet
+            self._proposer.remember(self.study.store.optuna.get_trial(trial_id))
         self._end(trial_id, values)
         self.n_finished += 1
         self.n_new += 1

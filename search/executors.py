@@ -221,7 +221,7 @@ class RayExecutor:
             run_config=tune.RunConfig(
                 name=driver.study.name.replace("/", "_"),
                 storage_path=str(folder),
-                stop=StudyStopper(driver),
+                stop=StudyStopper(driver, searcher),
                 failure_config=tune.FailureConfig(
                     max_failures=0
                 ),  # a lost worker is the driver's affair: see on_worker_lost

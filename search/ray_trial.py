@@ -121,8 +121,8 @@ class StudySearcher(Searcher):
 class StudyStopper(tune.Stopper):
     """Ends Tune when the user asked to stop, or the searcher met an error."""
 
-    def __init__(self, driver: Driver):
-        self._driver = driver
+    def __init__(self, driver: Driver, searcher: StudySearcher):
+        self._driver, self._searcher = driver, searcher
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -131,4 +131,4 @@ class StudyStopper(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._driver.stopping
+        return self._driver.stopping or self._searcher.error is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
@@ -98,6 +99,7 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
 
     Raises MnetError for bad input (nothing is written then), StorageError, FailureBudgetError.
     """
+    name = check_study_name(options.study or space.name)
     executor_class = lookup(EXECUTORS, options.executor, "executor")
     found = survey(space)
     data = load(data_options(space))
@@ -112,7 +114,6 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
         "train_images": len(data.train.labels),
     }
     facts |= {"executor": options.executor, "resources": asdict(resources)}
-    name = options.study or space.name
     with Store(options.storage, create=True) as store:
         study = open_study(store, space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
         with study.lock():
@@ -134,6 +135,15 @@ def count_trials(space: Space, found: Survey, asked: int | None) -> int:
     if n_trials < 1:
         raise MnetError(f"--n-trials {n_trials}: ask for 1 or more finished trials")
     return n_trials
+
+
+def check_study_name(name: str) -> str:
+    """The name, which is also a folder below the runs folder. Raises MnetError for one that would lead out of it."""
+    if not re.fullmatch(r"[\w][\w .+-]{0,99}", name):
+        raise MnetError(
+            f"--study {name!r}: a name is letters, digits, spaces and . _ + -, 100 at most, first a letter or digit"
+        )
+    return name
 
 
 def check_runs_dir(folder: Path) -> None:

@@ -77,6 +77,9 @@ class Range(Strict):
             raise ValueError("a step is above 0 and cannot be combined with log")
         if self.log and self.min <= 0:
             raise ValueError(f"a log range starts above 0, min is {self.min}")
+        step = self.step if self.step is not None else (1 if self.whole else None)
+        if step is not None and not self.log and (self.max - self.min) / step > 100_000:
+            raise ValueError("more than 100,000 values; take a larger step, or a continuous range")
         return self
 
     @property
@@ -84,7 +87,9 @@ class Range(Strict):
         return all(isinstance(x, int) for x in (self.min, self.max, self.step if self.step is not None else 1))
 
     def grid(self) -> list[Value] | None:
-        """Every value; None where there are infinitely many."""
+        """Every value; None where there are infinitely many, or too many to list."""
+        if self.max - self.min > 100_000 and self.step is None:
+            return None
         step = self.step if self.step is not None else (1 if self.whole else None)
         if step is None:
             return [self.min] if self.min == self.max else None
@@ -109,6 +114,8 @@ def parse_parameter(value: Any) -> Any:
         if "min" in value or "max" in value:
             return Range.model_validate(value)
         raise ValueError(f"needs `values`, or `min` and `max`; it has: {', '.join(map(str, value)) or 'nothing'}")
+    if value is None:
+        raise ValueError("has no value; write a number, a word, a list or {min, max, step}")
     return Choice(values=[value])
 
 
@@ -122,7 +129,7 @@ class Data(Strict):
     test: float = Field(
         default=0.2, description="share held back for the test, where the source has no test part of its own"
     )
-    split_seed: int = 0
+    split_seed: int = Field(default=0, ge=0, lt=2**31)
     limit: int | None = Field(default=None, ge=1, description="train on at most so many images")
     flip: bool | None = Field(
         default=None, description="whether images may be mirrored; default: what the dataset says"
@@ -133,8 +140,8 @@ class Training(Strict):
     """How each network is trained."""
 
     recipe: str = "default"
-    epochs: int = Field(default=8, ge=1)
-    batch_size: int = Field(default=128, ge=1)
+    epochs: int = Field(default=8, ge=1, le=1_000_000)
+    batch_size: int = Field(default=128, ge=1, le=1_000_000)
     learning_rate: float | None = Field(default=None, gt=0, description="peak learning rate; default: the recipe's")
 
 
@@ -146,7 +153,7 @@ class SearchOptions(Strict):
     n_trials: int | None = Field(
         default=None, ge=1, description="finished trials in total; default: 30, or the whole grid"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class Resources(Strict):

@@ -277,8 +277,7 @@ def _some_values(parameter: Parameter) -> list[Value]:
     grid = parameter.grid()
     if grid is not None and len(grid) <= 200:
         return sorted(grid, key=lambda v: (isinstance(v, str), v if not isinstance(v, str) else 0))
-    assert isinstance(parameter, Range)
-    return [parameter.min, parameter.max]
+    return [parameter.min, parameter.max] if isinstance(parameter, Range) else list(parameter.values)
 
 
 def _check_family(space: Space) -> None:

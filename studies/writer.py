@@ -50,8 +50,7 @@ class StudyWriter:
         """One driver at a time. The lock is the operating system's and ends with the process. Raises StorageError
         naming the holder.
         """
-        slug = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.name)
-        path = self.store.path.with_name(f"{self.store.path.name}.{slug}.lock")
+        path = self.store.path.with_name(f"{self.store.path.name}.study{self.study_id}.lock")
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0.5)

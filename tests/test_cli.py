@@ -152,9 +152,14 @@ def test_doctor_lists_what_there_is(tmp_path: Path) -> None:
 
 BAD = [
     (("count", "mobilenet_v9"), 2, "unknown network or file 'mobilenet_v9'; did you mean mobilenet_v1?"),
+    (("count", "mobilenet_v1", "-s", "width=1e308"), 2, "width=1e+308 is not possible"),
+    (("validate", "tiny.yaml", "-s", "parameters.width=null"), 2, "parameters.width: has no value; write a number"),
+    (("validate", "tiny.yaml", "-s", "parameters.resolution={min: 12, max: 1000000000000}"), 2, "more than 100,000"),
+    (("validate", "tiny.yaml", "-s", "search.seed=99999999999999"), 2, "search.seed: input should be less than"),
     (("count", "mobilenet_v1", "-s", "resolution=8"), 2, "resolution=8 is not possible"),
     (("run", "nothing.yaml"), 2, "nothing.yaml: no such file"),
     (("run", "tiny.yaml", "--n-trials", 0), 2, "--n-trials 0: ask for 1 or more finished trials"),
+    (("run", "tiny.yaml", "--study", "../../escape"), 2, "--study '../../escape': a name is letters, digits"),
     (("run", "tiny.yaml", "--executor", "cloud"), 2, "unknown executor 'cloud' (known: ray, local"),
     (("run", "tiny.yaml", "-s", "family=mobilenet"), 2, "unknown family 'mobilenet'; did you mean mobilenet_v1?"),
     (("run", "tiny.yaml", "-s", "data.name=imagenet21k"), 2, "unknown name 'imagenet21k' (known: digits, cifar10"),

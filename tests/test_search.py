@@ -204,8 +204,12 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 def test_a_full_disk_fails_the_trial_with_its_cause_and_the_study_stays_readable(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 100) as disk, pytest.raises(FailureBudgetError):
         search(tmp_path, runs_dir=disk / "runs", max_failures=1)
-    assert load(tmp_path)["reason"].str.contains("No space left on device").any()
-    assert search(tmp_path, n_trials=1).n_finished == 1
+    failed = load(tmp_path)
+    assert failed["reason"].str.contains("No space left on device").any()
+    # with room again, the same networks are tried again
+    assert search(tmp_path, n_trials=2).n_finished == 2
+    frame = load(tmp_path)
+    assert set(frame[frame["state"] == "finished"]["arch_id"]) == set(failed["arch_id"])
 
 
 def test_a_full_disk_under_the_database_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,12 @@ def test_codes_networks_and_conditionals(tmp_path: Path) -> None:
     assert costs(found.smallest).mult_adds == found.cost_range("mult_adds")[0]
 
 
+def test_long_lists_in_large_spaces_are_sampled() -> None:
+    widths = [round(0.1 + i / 1000, 4) for i in range(250)]
+    found = survey(space_of(width=widths, resolution={"min": 20, "max": 60}), limit=50)
+    assert not found.exact
+
+
 def test_equal_networks_are_counted_once() -> None:
     assert len(survey(space_of(width=[0.5, 0.50001], resolution=32)).networks) == 1
 
