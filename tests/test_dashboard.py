@@ -302,8 +302,13 @@ def test_dashboard_draws_only_what_has_changed(browser, study):
                 pass
             return caught.value.status
 
-        assert poll() == 204  # by now the page has settled
         page.evaluate(f"() => {{ drawn = 0; document.querySelector('{plot}').on('plotly_afterplot', () => drawn++); }}")
+        for _ in range(
+            6
+        ):  # on a busy machine the page's own layout may draw once more; a redraw at every poll never ends
+            page.evaluate("drawn = 0")
+            if poll() == 204 and page.evaluate("drawn") == 0:
+                break
         assert [poll(), poll()] == [204, 204], "it asks, and is told that nothing is new"
         assert page.evaluate("drawn") == 0
         assert log.errors == []
