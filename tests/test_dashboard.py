@@ -303,14 +303,15 @@ def test_dashboard_draws_only_what_has_changed(browser, study):
             return caught.value.status
 
         page.evaluate(f"() => {{ drawn = 0; document.querySelector('{plot}').on('plotly_afterplot', () => drawn++); }}")
-        for _ in range(
-            6
-        ):  # on a busy machine the page's own layout may draw once more; a redraw at every poll never ends
+        # On a busy machine the page's own layout may draw once more, so the quiet is waited for; a page that drew at
+        # every poll, or was sent its figures at every poll, would never be quiet three times in a row.
+        quiet = 0
+        for _ in range(15):
             page.evaluate("drawn = 0")
-            if poll() == 204 and page.evaluate("drawn") == 0:
+            quiet = quiet + 1 if poll() == 204 and page.evaluate("drawn") == 0 else 0
+            if quiet == 3:
                 break
-        assert [poll(), poll()] == [204, 204], "it asks, and is told that nothing is new"
-        assert page.evaluate("drawn") == 0
+        assert quiet == 3
         assert log.errors == []
 
 
