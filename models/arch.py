@@ -4,9 +4,7 @@ Everything that speaks about a network reads this tree: `factory` maps it to mod
 later readers time, draw and export it. A primitive knows its input shape, so a tree that exists is a tree whose shapes
 fit.
 
-A *layer* is a function from the shape that comes in to the node that takes it (`Shape -> Node`); `chain` threads the
-shape through a row of layers. The keyword under which a layer is given is its label, and the labels on the way down are
-the module's state-dict names.
+Nodes are shared freely between networks: what is read from one (its canonical form, its costs) is kept on it.
 """
 
 from __future__ import annotations
@@ -15,11 +13,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, Literal, Protocol
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol
 
 Activation = Literal["relu", "relu6", "hswish", "silu", "sigmoid", "hsigmoid"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "relu6", "hswish", "silu", "sigmoid", "hsigmoid")
+
+
+# torch's own, as torchvision's MobileNetV2 and ResNets have them.
+NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
+# The rule for starting weights that is no part of a network's identity, because it is the usual one.
+DEFAULT_INIT = "he_fan_in"
 
 
 class MnetError(Exception):
@@ -48,8 +52,7 @@ class TooSmallError(MnetError):
     """A layer that would shrink its input below one pixel."""
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """A feature map without its batch axis: (channels, height, width). A vector is (channels, 1, 1)."""
 
     channels: int
@@ -122,9 +125,14 @@ class Conv:
 
 @dataclass(frozen=True)
 class Norm:
-    """Batch normalisation over the channels, with a learned scale and shift."""
+    """Batch normalisation over the channels, with a learned scale and shift (Ioffe and Szegedy, arXiv 1502.03167).
+
+    `momentum` is torch's: the share of the newest batch in the running statistics (1 minus TensorFlow's).
+    """
 
     input: Shape
+    eps: float = NORM_EPS
+    momentum: float = NORM_MOMENTUM
 
     @property
     def output(self) -> Shape:
@@ -183,7 +191,7 @@ class Linear:
     features: int
     bias: bool = True
 
-    @property
+    @cached_property
     def output(self) -> Shape:
         return Shape(self.features)
 
@@ -201,13 +209,29 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class External:
+    """A whole network that another package builds; `source` says which, `options` how, as (name, value) pairs. Its
+    costs are traced, not folded.
+    """
+
+    input: Shape
+    source: str
+    features: int
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def output(self) -> Shape:
+        return Shape(self.features)
+
+
+@dataclass(frozen=True)
 class Chain:
     """One node after another; `children` are (label, node) pairs."""
 
     input: Shape
     children: tuple[tuple[str, Node], ...]
 
-    @property
+    @cached_property
     def output(self) -> Shape:
         return self.children[-1][1].output if self.children else self.input
 
@@ -224,11 +248,11 @@ class Residual:
         if other != self.body.output:
             raise MnetError(f"a residual needs equal shapes on both sides, got {other} and {self.body.output}")
 
-    @property
+    @cached_property
     def input(self) -> Shape:
         return self.body.input
 
-    @property
+    @cached_property
     def output(self) -> Shape:
         return self.body.output
 
@@ -239,11 +263,11 @@ class Scale:
 
     gate: Node
 
-    @property
+    @cached_property
     def input(self) -> Shape:
         return self.gate.input
 
-    @property
+    @cached_property
     def output(self) -> Shape:
         return self.gate.input
 
@@ -254,95 +278,14 @@ class Branches:
 
     children: tuple[tuple[str, Node], ...]
 
-    @property
+    @cached_property
     def input(self) -> Shape:
         return self.children[0][1].input
 
-    @property
+    @cached_property
     def output(self) -> Shape:
         first = self.children[0][1].output
         return Shape(sum(node.output.channels for _, node in self.children), first.height, first.width)
-
-
-# ---------------------------------------------------------------- layers: functions from a shape to a node
-
-
-def chain(shape: Shape, **layers: Layer | None) -> Chain:
-    """Thread `shape` through the layers in order; a layer that is None is left out."""
-    children: list[tuple[str, Node]] = []
-    for label, layer in layers.items():
-        if layer is not None:
-            node = layer(children[-1][1].output if children else shape)
-            children.append((label, node))
-    return Chain(shape, tuple(children))
-
-
-def residual(body: Node, shortcut: Node | None = None) -> Residual:
-    return Residual(body, shortcut)
-
-
-def conv(
-    channels: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, bias: bool = False, padding: int | None = None
-) -> Layer:
-    """A convolution that keeps the size at stride 1 unless `padding` says otherwise."""
-    pad = kernel // 2 if padding is None else padding
-    return lambda x: Conv(x, channels, kernel, stride, pad, groups, bias)
-
-
-def conv_norm(channels: int, kernel: int = 1, stride: int = 1) -> Layer:
-    """conv, norm."""
-    return partial(chain, conv=conv(channels, kernel, stride), norm=Norm)
-
-
-def conv_norm_act(channels: int, kernel: int = 1, stride: int = 1, *, act: str = "relu") -> Layer:
-    """conv, norm, act."""
-    return partial(chain, conv=conv(channels, kernel, stride), norm=Norm, act=activation(act))
-
-
-def depthwise(kernel: int = 3, stride: int = 1, *, act: str | None = "relu", norm: bool = True) -> Layer:
-    """One kernel x kernel filter per channel, then norm and act unless told otherwise."""
-    return lambda x: chain(
-        x,
-        conv=conv(x.channels, kernel, stride, groups=x.channels),
-        norm=Norm if norm else None,
-        act=activation(act) if act else None,
-    )
-
-
-def activation(kind: str) -> Layer:
-    return lambda x: Act(x, kind)
-
-
-def dropout(rate: float) -> Layer | None:
-    """None where the rate is 0, so that it leaves no trace in the network's identity."""
-    return (lambda x: Dropout(x, rate)) if rate else None
-
-
-def linear(features: int, *, bias: bool = True) -> Layer:
-    return lambda x: Linear(x, features, bias)
-
-
-def squeeze_excite(ratio: float, channels: int | None = None) -> Layer:
-    """Global pool, 1x1 to ratio * channels, ReLU, 1x1 back, sigmoid; multiplies its input (Hu et al., arXiv 1709.01507,
-    section 3).
-
-    `channels` is the width that the ratio refers to (the block's input in EfficientNet's manner); default: the width of
-    the map itself.
-    """
-
-    def layer(x: Shape) -> Scale:
-        squeezed = max(1, int((channels or x.channels) * ratio))
-        gate = chain(
-            x,
-            pool=Pool,
-            reduce=conv(squeezed, bias=True),
-            act=activation("relu"),
-            expand=conv(x.channels, bias=True),
-            gate=activation("sigmoid"),
-        )
-        return Scale(gate)
-
-    return layer
 
 
 # ---------------------------------------------------------------- walking and identity
@@ -364,51 +307,59 @@ def walk(node: Node, label: str = "") -> Iterator[tuple[str, Node]]:
             yield label, node
 
 
-def structure(node: Node) -> list[Any]:
-    """The canonical form: what is computed, without labels and without the way it was put together. JSON-able.
+def canonical(node: Node) -> str:
+    """What is computed, as comma-separated JSON lists, without labels and without the way it was put together; "" for
+    a node that does nothing.
 
     Chains dissolve into the row around them, so networks that compute the same thing layer by layer have one form.
+    Kept on the node, since blocks and stages are shared by many networks.
     """
+    memo = vars(node)
+    text: str | None = memo.get("_canonical")
+    if text is None:
+        text = memo["_canonical"] = _canonical(node)
+    return text
+
+
+def _canonical(node: Node) -> str:
     match node:
         case Chain(children=children):
-            return [part for _, child in children for part in structure(child)]
+            return ",".join(filter(None, [canonical(child) for _, child in children]))
         case Branches(children=children):
-            return [["branches", *(structure(child) for _, child in children)]]
+            return f'["branches",{",".join(f"[{canonical(child)}]" for _, child in children)}]'
         case Residual(body=body, shortcut=shortcut):
-            return [["residual", structure(body), structure(shortcut) if shortcut is not None else []]]
+            return f'["residual",[{canonical(body)}],[{canonical(shortcut) if shortcut is not None else ""}]]'
         case Scale(gate=gate):
-            return [["scale", structure(gate)]]
+            return f'["scale",[{canonical(gate)}]]'
+    return json.dumps(_form(node), separators=(",", ":"))
+
+
+def _form(node: Node) -> list[Any]:
+    match node:
         case Conv():
-            return [
-                [
-                    "conv",
-                    node.input.channels,
-                    node.channels,
-                    node.kernel,
-                    node.stride,
-                    node.padding,
-                    node.groups,
-                    node.bias,
-                ]
-            ]
-        case Norm():
-            return [["norm"]]
+            shape = [node.input.channels, node.channels, node.kernel, node.stride, node.padding, node.groups]
+            return ["conv", *shape, node.bias]
+        case Norm(eps=eps, momentum=momentum):
+            return ["norm"] if (eps, momentum) == (NORM_EPS, NORM_MOMENTUM) else ["norm", eps, momentum]
         case Act():
-            return [["act", node.kind]]
+            return ["act", node.kind]
         case Pool():
-            return [["pool", node.kind, node.kernel, node.stride, node.padding]]
+            return ["pool", node.kind, node.kernel, node.stride, node.padding]
         case Linear():
-            return [["linear", node.input.channels, node.features, node.bias]]
+            return ["linear", node.input.channels, node.features, node.bias]
         case Dropout():
-            return [["dropout", node.rate]]
+            return ["dropout", node.rate]
         case Flatten():
-            return [["flatten"]]
+            return ["flatten"]
+        case External():
+            return ["external", node.source, node.features, *node.options]
     raise TypeError(f"not a node of the description: {node!r}")
 
 
 @dataclass(frozen=True, eq=False)
 class Arch:
-    """One fully resolved network: where it came from (family and options) and what it is (the tree).
+    """One fully resolved network: where it came from (family and options), what it is (the tree) and by which rule its
+    weights start (a name of the factory's INITIALISATIONS).
 
     Two Archs are equal when their networks are, however they were described.
     """
@@ -416,6 +367,7 @@ class Arch:
     family: str
     options: Mapping[str, Any] = field(repr=False)
     root: Node = field(repr=False)
+    init: str = DEFAULT_INIT
 
     @property
     def input(self) -> Shape:
@@ -427,11 +379,12 @@ class Arch:
 
     @cached_property
     def id(self) -> str:
-        """12 hex digits of the SHA-256 of the canonical form, input shape included (48 bits: a chance of 1e-5 that any
-        two of 75,000 networks clash).
+        """12 hex digits of the SHA-256 of the canonical form, input shape and initialisation included (48 bits: a
+        chance of 1e-5 that any two of 75,000 networks clash).
         """
-        shape = [self.input.channels, self.input.height, self.input.width]
-        text = json.dumps([shape, structure(self.root)], separators=(",", ":"))
+        channels, height, width = self.input
+        init = "" if self.init == DEFAULT_INIT else f',"{self.init}"'
+        text = f"[[{channels},{height},{width}],[{canonical(self.root)}]{init}]"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __eq__(self, other: object) -> bool:

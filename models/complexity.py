@@ -4,66 +4,272 @@ mult-adds are multiply-adds of convolutions and linear layers at batch 1, as the
 norm, activation, pooling or bias); params are trainable ones (a batch norm has 2 per channel; its running statistics
 are not counted); activations are the output elements of convolutions and linear layers (Radosavovic et al., arXiv
 2003.13678, section 2).
+
+Peak activations are the most elements of feature maps that exist at one moment of inference at batch 1, layer after
+layer: a convolution, linear layer or pooling needs its input and its output; batch norm, activation, dropout and
+flatten write over their input, and an addition or a gate over one of its inputs, unless that input is needed again;
+branches are concatenated by copy. What a shortcut or a gate keeps for later counts as long as it is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from mnet_search.models.arch import Arch, Conv, Linear, Node, Norm, Shape, walk
+from mnet_search.models.arch import (
+    Act,
+    Arch,
+    Branches,
+    Chain,
+    Conv,
+    Dropout,
+    External,
+    Flatten,
+    Linear,
+    Node,
+    Norm,
+    Pool,
+    Residual,
+    Scale,
+    Shape,
+    walk,
+)
+
+FLOAT32_BYTES = 4
+# The kinds of layers that hold weights, as table 2 of the MobileNetV1 paper names them.
+KINDS = ("1x1 conv", "depthwise conv", "full conv", "linear")
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Trainable parameters, multiply-adds at batch 1, and output elements of convolutions and linear layers."""
+class Costs(NamedTuple):
+    """What a network costs before it is trained.
+
+    `params` trainable parameters; `mult_adds` at batch 1; `activations` output elements of convolutions and linear
+    layers; `peak_activations` the most feature-map elements alive at once; `weight_bytes` parameters and batch-norm
+    statistics in float32; `receptive_field` the side, in input pixels, of what one pixel of the last feature map before
+    global pooling or flattening sees (0 where it is not defined).
+    """
 
     params: int = 0
     mult_adds: int = 0
     activations: int = 0
-
-    def __add__(self, other: Costs) -> Costs:
-        return Costs(self.params + other.params, self.mult_adds + other.mult_adds, self.activations + other.activations)
+    peak_activations: int = 0
+    weight_bytes: int = 0
+    receptive_field: int = 0
 
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """One primitive of the network: its state-dict name, what it is, its shapes and costs."""
+    """One primitive of the network: its state-dict name, the stage it belongs to (the first part of the name), what it
+    is, its shapes, its costs, and its weights without bias.
+    """
 
     name: str
+    stage: str
     kind: str
     input: Shape
     output: Shape
     costs: Costs
+    weights: int = 0
 
 
-def primitive_costs(node: Node) -> Costs:
-    """Costs of one primitive; zero for those without weights."""
-    match node:
-        case Conv():
-            weights = node.channels * node.kernel**2 * (node.input.channels // node.groups)
-            pixels = node.output.height * node.output.width
-            return Costs(weights + node.channels * node.bias, weights * pixels, node.output.elements)
-        case Linear():
-            weights = node.input.elements * node.features
-            return Costs(weights + node.features * node.bias, weights, node.features)
-        case Norm():
-            return Costs(params=2 * node.input.channels)
-    return Costs()
+class Fold(NamedTuple):
+    """What is kept of a node so that its parents need not look below it. `peak_kept` is the peak where the input must
+    outlive the node; a receptive field grows by `growth` pixels of the input, whose `jump` pixels one step of the
+    output covers; `ends` says that the node sees the whole map.
+    """
+
+    params: int
+    statistics: int
+    mult_adds: int
+    activations: int
+    peak: int
+    peak_kept: int
+    growth: int
+    jump: int
+    ends: bool
+    output: int
 
 
 def costs(network: Arch | Node) -> Costs:
     """Total costs of a network or a part of one."""
-    total = Costs()
-    for _, node in walk(network.root if isinstance(network, Arch) else network):
-        total += primitive_costs(node)
-    return total
+    root = network.root if isinstance(network, Arch) else network
+    if isinstance(root, External):
+        return _external(root)
+    f = fold(root)
+    weight_bytes = FLOAT32_BYTES * (f.params + f.statistics)
+    return Costs(f.params, f.mult_adds, f.activations, f.peak, weight_bytes, 1 + f.growth)
 
 
 def layers(network: Arch | Node) -> Iterator[LayerCosts]:
     """Every primitive with its costs, in the order in which data meets it."""
-    for name, node in walk(network.root if isinstance(network, Arch) else network):
-        yield LayerCosts(name, _kind(node), node.input, node.output, primitive_costs(node))
+    root = network.root if isinstance(network, Arch) else network
+    if isinstance(root, External):
+        from mnet_search.models.traced import external_layers
+
+        yield from external_layers(root)
+        return
+    for name, node in walk(root):
+        weights = _weights(node)
+        yield LayerCosts(name, name.partition(".")[0], _kind(node), node.input, node.output, costs(node), weights)
+
+
+def shares(rows: Sequence[LayerCosts]) -> dict[str, tuple[float, float]]:
+    """Share of the mult-adds and of the weights (biases and batch norms aside) that each of KINDS holds, as in table 2
+    of the MobileNetV1 paper. Both add up to 1.
+    """
+    mult_adds, weights = sum(r.costs.mult_adds for r in rows) or 1, sum(r.weights for r in rows) or 1
+    found = {}
+    for kind in KINDS:
+        mine = [r for r in rows if r.weights and kind_of_weights(r.kind) == kind]
+        found[kind] = (sum(r.costs.mult_adds for r in mine) / mult_adds, sum(r.weights for r in mine) / weights)
+    return found
+
+
+def kind_of_weights(kind: str) -> str:
+    """Which of KINDS a layer's kind belongs to."""
+    if kind.startswith("depthwise"):
+        return "depthwise conv"
+    if kind.startswith("conv 1x1"):
+        return "1x1 conv"
+    return "linear" if kind == "linear" else "full conv"
+
+
+def _external(root: External) -> Costs:
+    from mnet_search.models.traced import external_costs
+
+    return external_costs(root)
+
+
+# ---------------------------------------------------------------- the fold
+
+
+def fold(node: Node) -> Fold:
+    """The costs of a node and all below it, kept on the node: blocks and stages are shared by many networks."""
+    memo = vars(node)
+    known: Fold | None = memo.get("_fold")
+    if known is None:
+        known = memo["_fold"] = _fold(node)
+    return known
+
+
+def _fold(node: Node) -> Fold:
+    match node:
+        case Chain(children=children):
+            return _fold_chain(node, [fold(child) for _, child in children])
+        case Residual():
+            return _fold_residual(node)
+        case Scale():
+            return _fold_scale(node)
+        case Branches(children=children):
+            return _fold_branches(node.input.elements, [fold(child) for _, child in children])
+    return _fold_primitive(node)
+
+
+def _fold_primitive(node: Node) -> Fold:
+    before, after = node.input.elements, node.output.elements
+    in_place = isinstance(node, Norm | Act | Dropout | Flatten)
+    peak, kept = (before, 2 * before) if in_place else (before + after, before + after)
+    match node:
+        case Conv():
+            weights = _weights(node)
+            mult_adds = weights * node.output.height * node.output.width
+            params = weights + node.channels * node.bias
+            return Fold(params, 0, mult_adds, after, peak, kept, node.kernel - 1, node.stride, False, after)
+        case Linear():
+            weights = _weights(node)
+            params = weights + node.features * node.bias
+            return Fold(params, 0, weights, after, peak, kept, 0, 1, True, after)
+        case Norm():
+            both = 2 * node.input.channels
+            return Fold(both, both, 0, 0, peak, kept, 0, 1, False, after)
+        case Pool(kind="global_avg"):
+            return Fold(0, 0, 0, 0, peak, kept, 0, 1, True, after)
+        case Pool():
+            return Fold(0, 0, 0, 0, peak, kept, node.kernel - 1, node.stride, False, after)
+        case Act() | Dropout():
+            return Fold(0, 0, 0, 0, peak, kept, 0, 1, False, after)
+        case Flatten():
+            return Fold(0, 0, 0, 0, peak, kept, 0, 1, True, after)
+    raise TypeError(f"not a node of the description: {node!r}")
+
+
+def _weights(node: Node) -> int:
+    """Weights of a convolution or linear layer, without bias."""
+    match node:
+        case Conv():
+            return node.channels * node.kernel**2 * (node.input.channels // node.groups)
+        case Linear():
+            return node.input.elements * node.features
+    return 0
+
+
+def _fold_chain(node: Chain, parts: list[Fold]) -> Fold:
+    params = statistics = mult_adds = activations = peak = kept = growth = 0
+    before, jump, ends = node.input.elements, 1, False
+    for index, f in enumerate(parts):
+        params += f.params
+        statistics += f.statistics
+        mult_adds += f.mult_adds
+        activations += f.activations
+        peak = max(peak, f.peak)
+        kept = max(kept, before + f.peak if index else f.peak_kept)
+        if not ends:
+            growth += jump * f.growth
+            jump *= f.jump
+            ends = f.ends
+    output = parts[-1].output if parts else before
+    return Fold(params, statistics, mult_adds, activations, peak, kept, growth, jump, ends, output)
+
+
+def _fold_residual(node: Residual) -> Fold:
+    body = fold(node.body)
+    x, out = node.input.elements, body.output
+    if node.shortcut is None:
+        peak = max(body.peak_kept, x + out)
+        return body._replace(peak=peak, peak_kept=peak)
+    other = fold(node.shortcut)
+    return Fold(
+        body.params + other.params,
+        body.statistics + other.statistics,
+        body.mult_adds + other.mult_adds,
+        body.activations + other.activations,
+        max(body.peak_kept, out + other.peak, 2 * out),
+        max(body.peak_kept, out + other.peak_kept, x + 2 * out),
+        max(body.growth, other.growth),
+        body.jump,
+        False,
+        out,
+    )
+
+
+def _fold_scale(node: Scale) -> Fold:
+    """A gate sees the whole map, but by one number a channel: the receptive field is left as it was."""
+    gate = fold(node.gate)
+    x = node.input.elements
+    peak, kept = max(gate.peak_kept, x + gate.output), max(gate.peak_kept, 2 * x + gate.output)
+    return gate._replace(peak=peak, peak_kept=kept, growth=0, jump=1, ends=False, output=x)
+
+
+def _fold_branches(x: int, parts: list[Fold]) -> Fold:
+    held = peak = kept = 0
+    for index, f in enumerate(parts):
+        last = index == len(parts) - 1
+        peak = max(peak, held + (f.peak if last else f.peak_kept))
+        kept = max(kept, held + f.peak_kept)
+        held += f.output
+    return Fold(
+        sum(f.params for f in parts),
+        sum(f.statistics for f in parts),
+        sum(f.mult_adds for f in parts),
+        sum(f.activations for f in parts),
+        max(peak, 2 * held),
+        max(kept, x + 2 * held),
+        max(f.growth for f in parts),
+        parts[0].jump,
+        False,
+        held,
+    )
 
 
 def _kind(node: Node) -> str:

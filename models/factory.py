@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from mnet_search.models.arch import (
     Chain,
     Conv,
     Dropout,
+    External,
     Flatten,
     Linear,
     Node,
@@ -96,7 +98,8 @@ def build(arch: Arch, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
         module = to_module(arch.root)
-        initialise(module)
+        if not isinstance(arch.root, External):  # torchvision's networks start as torchvision starts them
+            initialise(module, arch.init)
     return module
 
 
@@ -119,7 +122,7 @@ def to_module(node: Node) -> nn.Module:
                 node.input.channels, node.channels, size, node.stride, node.padding, groups=groups, bias=node.bias
             )
         case Norm():
-            return nn.BatchNorm2d(node.input.channels)
+            return nn.BatchNorm2d(node.input.channels, node.eps, node.momentum)
         case Act():
             return ACTIVATION_MODULES[node.kind]()
         case Pool(kind="global_avg"):
@@ -134,6 +137,10 @@ def to_module(node: Node) -> nn.Module:
             return nn.Linear(node.input.channels, node.features, bias=node.bias)
         case Dropout():
             return nn.Dropout(node.rate)
+        case External():
+            from mnet_search.models.traced import build_external
+
+            return build_external(node)
     raise TypeError(f"the factory has no module for {node!r}")
 
 
@@ -141,16 +148,57 @@ def _modules(children: tuple[tuple[str, Node], ...]) -> OrderedDict[str, nn.Modu
     return OrderedDict((label, to_module(child)) for label, child in children)
 
 
-def initialise(module: nn.Module) -> None:
-    """Convolutions: He normal over the fan-in, which is right for depthwise filters too, whose fan-out torch
-    overestimates by their number (He et al., arXiv 1502.01852, section 2.2). Linear: normal with sd 0.01, bias 0
-    (MobileNetV2 in torchvision). Norm: scale 1, shift 0.
+def initialise(module: nn.Module, init: str) -> None:
+    """Set the starting weights of every convolution and linear layer by a rule of INITIALISATIONS; biases are 0 and
+    batch norms scale 1, shift 0, whatever the rule (`torch` keeps torch's own biases).
     """
+    rule = INITIALISATIONS[init]
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, 0.0, 0.01)
-            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            rule(part)
+
+
+def _he_fan_in(part: nn.Conv2d | nn.Linear) -> None:
+    """Convolutions: He normal over the fan-in, which is right for depthwise filters too, whose fan-out torch
+    overestimates by their number (He et al., arXiv 1502.01852, section 2.2). Linear: normal with sd 0.01.
+    """
+    _he(part, "fan_in")
+
+
+def _he_fan_out(part: nn.Conv2d | nn.Linear) -> None:
+    """Convolutions: He normal over the fan-out; linear: normal with sd 0.01 (torchvision's MobileNetV2, MobileNetV3,
+    ResNet and VGG).
+    """
+    _he(part, "fan_out")
+
+
+def _he(part: nn.Conv2d | nn.Linear, mode: Literal["fan_in", "fan_out"]) -> None:
+    if isinstance(part, nn.Linear):
+        nn.init.normal_(part.weight, 0.0, 0.01)
+    else:
+        nn.init.kaiming_normal_(part.weight, mode=mode, nonlinearity="relu")
+    _zero_bias(part)
+
+
+def _glorot(part: nn.Conv2d | nn.Linear) -> None:
+    """Uniform by fan-in and fan-out (Glorot and Bengio 2010, equation 16): the default of Keras' layers."""
+    nn.init.xavier_uniform_(part.weight)
+    _zero_bias(part)
+
+
+def _zero_bias(part: nn.Conv2d | nn.Linear) -> None:
+    if part.bias is not None:
+        nn.init.zeros_(part.bias)
+
+
+def _torch(part: nn.Conv2d | nn.Linear) -> None:
+    """What torch's constructors do: uniform between plus and minus 1 / sqrt(fan-in), biases included."""
+    part.reset_parameters()
+
+
+INITIALISATIONS: dict[str, Callable[[nn.Conv2d | nn.Linear], None]] = {
+    "he_fan_in": _he_fan_in,
+    "he_fan_out": _he_fan_out,
+    "glorot": _glorot,
+    "torch": _torch,
+}

@@ -1,264 +1,290 @@
 """Families: each turns scaling knobs (width, resolution, depth, blocks) into a whole network.
 
-To add one, write the function and its row in FAMILIES at the foot. Its keyword arguments are its options; a family that
-takes `stages` can be changed stage by stage with options named `stages.N.OPTION`, N counted from 1 as papers do.
+The families stand in tables by kind, each at the foot of its file; add one there. A family that takes `stages` can be
+changed stage by stage and block by block, with options named `stages.N.OPTION` and `stages.N.blocks.M.OPTION`, N and M
+counted from 1 as papers do.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
+from mnet_search.models import classics, mobilenets, resnets
 from mnet_search.models.arch import (
+    NORM_EPS,
+    NORM_MOMENTUM,
     Arch,
+    Branches,
     Chain,
-    Flatten,
-    Layer,
+    External,
+    MnetError,
     Node,
     Norm,
     OptionError,
-    Pool,
+    Residual,
+    Scale,
     Shape,
     TooSmallError,
     UnknownOptionError,
-    activation,
-    chain,
-    conv,
-    linear,
 )
-from mnet_search.models.arch import (
-    dropout as dropout_layer,
-)
-from mnet_search.models.blocks import BLOCKS, make_block, options_of
+from mnet_search.models.blocks import BLOCKS, options_of
+from mnet_search.models.options import Family, check_choice, check_number
+from mnet_search.models.stages import STAGE_OPTIONS, Options
 from mnet_search.models.tables import lookup, nearest
 
-StageOptions = Mapping[int, Mapping[str, Any]]
-Family = Callable[..., Chain]
-
-# (channels, stride of the first block, number of blocks) of MobileNetV1, grouped by resolution (arXiv 1704.04861, table
-# 1). The paper prints stride 2 for the last depthwise layer as well; its input and output are both 7x7, so that is a
-# misprint.
-MOBILENET_V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 2, 6), (1024, 2, 2))
+TORCHVISION = "torchvision:"
+# Rules for starting weights; the factory has their formulas and sources.
+OF_EVERY_FAMILY = ("init", "norm_eps", "norm_momentum")
+INITS = ("he_fan_in", "he_fan_out", "glorot", "torch")
 
 
-def mobilenet_v1(
-    *,
-    width: float = 1.0,
-    resolution: int = 224,
-    depth: str = "full",
-    block: str = "separable",
-    kernel: int | None = None,
-    expand: int | None = None,
-    se: float | None = None,
-    act: str | None = None,
-    stages: StageOptions | None = None,
-    stem_stride: int = 2,
-    dropout: float = 0.0,
-    classes: int = 1000,
-    in_channels: int = 3,
-) -> Chain:
-    """conv 3x3/2 32, then 13 blocks in 5 stages, global pool, linear (Howard et al., arXiv 1704.04861, table 1).
+def find_family(name: str) -> Family:
+    """The row of a family, of `torchvision:NAME`, or of what `package.module:name` leads to (a Family or a function).
 
-    (in_channels, resolution, resolution) -> (classes,). `width` is the paper's alpha: every channel count is multiplied
-    by it and cut to a whole number; `resolution` sets its rho; `depth` "shallow" removes the five 512-channel blocks of
-    table 5. `kernel`, `expand`, `se` and `act` go to every block that has them (None: the block's own default);
-    `stages` changes them, or the block, for one stage.
+    Raises MnetError that names what is known.
     """
-    check_number("width", width, above=0)
-    check_choice("depth", depth, ("full", "shallow"))
-    check_number("stem_stride", stem_stride, whole=True, at_least=1)
-    check_number("dropout", dropout, at_least=0, below=1)
-    asked = {
-        name: value
-        for name, value in (("kernel", kernel), ("expand", expand), ("se", se), ("act", act))
-        if value is not None
+    if name.startswith(TORCHVISION):
+        return Family(partial(_torchvision_network, name))
+    try:
+        found: Any = lookup(FAMILIES, name, "family")
+    except MnetError as error:
+        if ":" in name:
+            raise
+        raise MnetError(str(error).replace("; or package", "; torchvision:NAME; or package")) from None
+    return found if isinstance(found, Family) else Family(found)
+
+
+def _torchvision_network(
+    name: str, /, *, resolution: int = 224, dropout: float | None = None, classes: int = 1000, in_channels: int = 3
+) -> External:
+    """A torchvision classifier as it is, without auxiliary heads. (in_channels, resolution, resolution) ->
+    (classes,).
+    """
+    from mnet_search.models.traced import check_torchvision_name
+
+    check_torchvision_name(name.removeprefix(TORCHVISION))
+    if dropout is not None:
+        check_number("dropout", dropout, at_least=0, below=1)
+    options = () if dropout is None else (("dropout", dropout),)
+    return External(Shape(in_channels, resolution, resolution), name, classes, options)
+
+
+@lru_cache(maxsize=256)
+def _signature(family: str) -> Mapping[str, Any]:
+    """Options of a family with their defaults, `stages` among them."""
+    row = find_family(family)
+    known = {
+        p.name: p.default
+        for p in inspect.signature(row.make).parameters.values()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
-    plan = _plan_stages(block, asked, stages or {}, len(MOBILENET_V1_STAGES))
-    stem_act = act or "relu"
-    layers: dict[str, Layer | None] = {
-        "stem": partial(
-            chain,
-            conv=conv(scale_channels(32, width), 3, stem_stride),
-            norm=Norm,
-            act=activation(stem_act),
-        )
-    }
-    for number, (channels, stride, repeats) in enumerate(MOBILENET_V1_STAGES, start=1):
-        if depth == "shallow" and channels == 512:
-            repeats -= 5
-        name, options = plan[number]
-        out = scale_channels(channels, width)
-        layers[f"stage{number}"] = partial(
-            _stage, name=name, options=options, channels=out, stride=stride, repeats=repeats
-        )
-    layers |= {"pool": Pool, "flatten": Flatten, "dropout": dropout_layer(dropout), "classifier": linear(classes)}
-    return chain(Shape(in_channels, resolution, resolution), **layers)
-
-
-def _stage(x: Shape, *, name: str, options: Mapping[str, Any], channels: int, stride: int, repeats: int) -> Node:
-    """`repeats` blocks, the first of them strided."""
-    return chain(
-        x,
-        **{
-            f"block{i + 1}": partial(
-                make_block, name, channels=channels, stride=stride if i == 0 else 1, options=options
-            )
-            for i in range(repeats)
-        },
-    )
-
-
-def _plan_stages(
-    block: str, asked: Mapping[str, Any], stages: StageOptions, n_stages: int
-) -> dict[int, tuple[str, dict[str, Any]]]:
-    """Block name and options of every stage. An option for all stages goes to the blocks that have it, and must have at
-    least one taker.
-    """
-    for number in stages:
-        if not 1 <= number <= n_stages:
-            raise OptionError(f"stages.{number}", dict(stages[number]), f"the family has stages 1 to {n_stages}")
-    plan = {}
-    for number in range(1, n_stages + 1):
-        own = dict(stages.get(number, {}))
-        name = own.pop("block", block)
-        takes = options_of(lookup(BLOCKS, name, "block"))
-        for option in own:
-            if option not in takes:
-                raise UnknownOptionError(f"stages.{number}.{option}", f"block {name}", f" (it has: {', '.join(takes)})")
-        plan[number] = (name, {k: v for k, v in asked.items() if k in takes} | own)
-    for option, value in asked.items():
-        if option not in {k for name, _ in plan.values() for k in options_of(lookup(BLOCKS, name, "block"))}:
-            names = ", ".join(sorted({name for name, _ in plan.values()}))
-            raise OptionError(
-                option,
-                value,
-                f"no block of this network takes it (blocks: {names}); leave it out, or give it a `when:`",
-            )
-    return plan
-
-
-def scale_channels(channels: int, width: float) -> int:
-    """channels * width, cut to a whole number as MobileNetV1 does (no rounding to a multiple of 8). Raises OptionError
-    below 1.
-    """
-    scaled = math.floor(channels * width + 1e-9)  # 0.29 * 100 is 28.999... in binary
-    if scaled < 1:
-        raise OptionError(
-            "width",
-            width,
-            f"it leaves {channels} channels with none; use {math.ceil(1000 / channels) / 1000:g} or more",
-        )
-    return scaled
-
-
-# Beyond any network; below it nothing overflows on the way to the costs.
-LARGEST = 1e9
-
-
-def check_number(
-    option: str,
-    value: Any,
-    *,
-    whole: bool = False,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Raises OptionError unless `value` is a finite number (a whole one where asked) inside the limits."""
-    kind = int if whole else (int, float)
-    limits = [("at least", at_least), ("above", above), ("below", below)]
-    good = isinstance(value, kind) and not isinstance(value, bool) and abs(value) < LARGEST  # NaN is not
-    good = (
-        good
-        and (at_least is None or value >= at_least)
-        and (above is None or value > above)
-        and (below is None or value < below)
-    )
-    if not good:
-        stated = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
-        raise OptionError(option, value, f"it is a {'whole ' if whole else ''}number {stated}")
-
-
-def check_choice(option: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Raises OptionError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise OptionError(option, value, f"one of {', '.join(allowed)}")
+    if family.startswith(TORCHVISION):
+        return known
+    return known | {"init": row.init, "norm_eps": row.norm_eps, "norm_momentum": row.norm_momentum}
 
 
 def options_of_family(name: str) -> dict[str, Any]:
-    """The options of a family with their defaults, `stages` aside."""
-    parameters = inspect.signature(lookup(FAMILIES, name, "family")).parameters.values()
-    return {p.name: p.default for p in parameters if p.name != "stages"}
+    """The options of a family with their defaults, `stages` aside. Raises MnetError for an unknown family."""
+    return {option: default for option, default in _signature(name).items() if option != "stages"}
 
 
 def check_option_names(family: str, names: list[str]) -> None:
-    """Raises OptionError for the first name that is neither an option of the family nor a `stages.N.OPTION` path it
-    could take.
+    """Raises OptionError for the first name that is neither an option of the family nor a path to a stage or block
+    that it could take.
     """
-    function = lookup(FAMILIES, family, "family")
-    known = options_of_family(family)
-    has_stages = "stages" in inspect.signature(function).parameters
-    stage_options = sorted({"block"} | {option for block in BLOCKS.values() for option in options_of(block)})
+    known = _signature(family)
+    block_options = {option for block in BLOCKS.values() for option in options_of(block)}
+    at_place = sorted({"block"} | block_options)
+    at_stage = sorted(set(STAGE_OPTIONS) | block_options)
     for name in names:
         match name.split("."):
-            case [plain] if plain in known:
+            case [plain] if plain in known and plain != "stages":
                 continue
-            case ["stages", number, option] if has_stages and number.isdigit():
-                if option not in stage_options:
-                    known_text = f"{nearest(option, stage_options)} (a stage takes: {', '.join(stage_options)})"
+            case ["stages", number] if "stages" in known and number.isdigit():
+                continue
+            case ["stages", number, "blocks", place] if "stages" in known and (number + place).isdigit():
+                continue
+            case ["stages", number, option] if "stages" in known and number.isdigit():
+                if option not in at_stage:
+                    known_text = f"{nearest(option, at_stage)} (a stage takes: {', '.join(at_stage)})"
+                    raise UnknownOptionError(name, f"family {family}", known_text)
+            case ["stages", number, "blocks", place, option] if "stages" in known and (number + place).isdigit():
+                if option not in at_place:
+                    known_text = f"{nearest(option, at_place)} (a block takes: {', '.join(at_place)})"
                     raise UnknownOptionError(name, f"family {family}", known_text)
             case _:
-                listed = ", ".join([*known, *(["stages.N.OPTION"] if has_stages else [])])
-                raise UnknownOptionError(name, f"family {family}", f"{nearest(name, known)} (it has: {listed})")
+                paths = ["stages.N.OPTION", "stages.N.blocks.M.OPTION"] if "stages" in known else []
+                plain_names = [option for option in known if option != "stages"]
+                listed = ", ".join([*plain_names, *paths])
+                raise UnknownOptionError(name, f"family {family}", f"{nearest(name, plain_names)} (it has: {listed})")
 
 
 def create(family: str, **options: Any) -> Arch:
-    """The network of a family under the given options; per-stage options are named `stages.N.OPTION`.
+    """The network of a family under the given options; what concerns a stage or a block is named `stages.N.OPTION` or
+    `stages.N.blocks.M.OPTION`, and `stages.N.blocks.M` takes a mapping of several.
 
     Raises MnetError for an unknown family, OptionError for an option or value that cannot be, a resolution too small
     for the strides among them.
     """
-    function = lookup(FAMILIES, family, "family")
-    check_option_names(family, list(options))
-    resolved = options_of_family(family) | options
-    for name in ("resolution", "classes", "in_channels"):
-        if name in resolved:
-            check_number(name, resolved[name], whole=True, at_least=1)
+    layout = _layout(family, tuple(options))
+    resolved = layout.defaults | options
+    for name in layout.sizes:
+        check_number(name, resolved[name], whole=True, at_least=1)
+    root = _make(family, _nest(layout, options), resolved)
+    kept = {name: value for name, value in resolved.items() if value is not None}
+    if isinstance(root, External):
+        return Arch(family, kept, root)
+    check_choice("init", resolved["init"], INITS)
+    return Arch(family, kept, _with_norm(root, resolved), resolved["init"])
+
+
+def _make(family: str, arguments: Mapping[str, Any], resolved: Mapping[str, Any]) -> Node:
+    row = find_family(family)
     try:
-        root = function(**_nest_stages(options))
+        root: Node = row.make(**arguments)
     except TooSmallError as error:
         raise OptionError(
-            "resolution", resolved.get("resolution"), _smallest_resolution(function, options, resolved, str(error))
+            "resolution", resolved.get("resolution"), _smallest_resolution(row, arguments, resolved, str(error))
         ) from None
-    return Arch(family, {k: v for k, v in resolved.items() if v is not None}, root)
+    return root
 
 
-def _nest_stages(options: Mapping[str, Any]) -> dict[str, Any]:
-    """{"stages.3.kernel": 5, "width": 1} -> {"width": 1, "stages": {3: {"kernel": 5}}}."""
-    flat = {k: v for k, v in options.items() if not k.startswith("stages.")}
-    stages: dict[int, dict[str, Any]] = {}
-    for path, value in options.items():
-        if path.startswith("stages."):
-            _, number, option = path.split(".")
-            stages.setdefault(int(number), {})[option] = value
-    return flat | ({"stages": stages} if stages else {})
+# An option of a stage or block ("" for a mapping of several), and the full name that it is given under.
+Named = tuple[str, str]
 
 
-def _smallest_resolution(function: Family, options: Mapping[str, Any], resolved: Mapping[str, Any], why: str) -> str:
+@dataclass(frozen=True)
+class _Layout:
+    """Where the options of a call go: those of the family's function by name; for each stage its own options, and those
+    of each block (place) in it.
+    """
+
+    defaults: dict[str, Any]
+    sizes: tuple[str, ...]
+    plain: tuple[str, ...]
+    stages: tuple[tuple[int, tuple[Named, ...], tuple[tuple[int, tuple[Named, ...]], ...], tuple[str, ...]], ...]
+
+
+@lru_cache(maxsize=1024)
+def _layout(family: str, names: tuple[str, ...]) -> _Layout:
+    check_option_names(family, list(names))
+    defaults = options_of_family(family)
+    stages: dict[int, list[Named]] = {}
+    places: dict[int, dict[int, list[Named]]] = {}
+    full_names: dict[int, list[str]] = {}
+    for name in names:
+        match name.split("."):
+            case ["stages", number, "blocks", place, *option]:
+                at_place = places.setdefault(int(number), {}).setdefault(int(place), [])
+                at_place.append((option[0] if option else "", name))
+            case ["stages", number, *option]:
+                stages.setdefault(int(number), []).append((option[0] if option else "", name))
+            case _:
+                continue
+        full_names.setdefault(int(number), []).append(name)
+    return _Layout(
+        defaults,
+        tuple(name for name in ("resolution", "classes", "in_channels") if name in defaults),
+        tuple(name for name in names if "." not in name and name not in OF_EVERY_FAMILY),
+        tuple(
+            (
+                number,
+                tuple(stages.get(number, ())),
+                tuple((place, tuple(named)) for place, named in places.get(number, {}).items()),
+                tuple(mine),
+            )
+            for number, mine in full_names.items()
+        ),
+    )
+
+
+def _nest(layout: _Layout, options: Mapping[str, Any]) -> dict[str, Any]:
+    """{"stages.3.kernel": 5, "stages.1.blocks.2": {...}, "width": 1} -> {"width": 1, "stages": {3: {"kernel": 5}, 1:
+    {"blocks": {2: {...}}}}}.
+    """
+    arguments = {name: options[name] for name in layout.plain}
+    if layout.stages:
+        arguments["stages"] = stages = {}
+        for number, own, places, names in layout.stages:
+            values = tuple([options[name] for name in names])
+            try:
+                stages[number] = _stage_options(own, places, names, values)
+            except TypeError:  # a plain mapping among the values, which cannot be a key
+                hashable = tuple(Options(value) if isinstance(value, dict) else value for value in values)
+                stages[number] = _stage_options(own, places, names, hashable)
+    return arguments
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _stage_options(
+    own: tuple[Named, ...],
+    places: tuple[tuple[int, tuple[Named, ...]], ...],
+    names: tuple[str, ...],
+    values: tuple[Any],
+) -> Options:
+    options = dict(zip(names, values, strict=True))
+    gathered = _gather(own, options)
+    if places:
+        gathered["blocks"] = {place: _gather(named, options) for place, named in places}
+    return gathered
+
+
+def _gather(named: tuple[Named, ...], options: Mapping[str, Any]) -> Options:
+    gathered = Options()
+    for option, name in named:
+        if option:
+            gathered[option] = options[name]
+        else:
+            gathered.update(_mapping(name, options[name]))
+    return gathered
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise OptionError(name, value, "it takes a mapping such as {block: inverted_residual, kernel: 5}")
+    return value
+
+
+def _with_norm(root: Node, resolved: Mapping[str, Any]) -> Node:
+    """The tree with the batch norms that the options ask for."""
+    eps, momentum = resolved["norm_eps"], resolved["norm_momentum"]
+    check_number("norm_eps", eps, above=0, below=1)
+    check_number("norm_momentum", momentum, above=0, below=1)
+    if (eps, momentum) == (NORM_EPS, NORM_MOMENTUM):
+        return root
+    return _replace_norms(root, float(eps), float(momentum))
+
+
+def _replace_norms(node: Node, eps: float, momentum: float) -> Node:
+    again = partial(_replace_norms, eps=eps, momentum=momentum)
+    match node:
+        case Norm():
+            return Norm(node.input, eps, momentum)
+        case Chain(children=children):
+            return Chain(node.input, tuple((label, again(child)) for label, child in children))
+        case Branches(children=children):
+            return Branches(tuple((label, again(child)) for label, child in children))
+        case Residual(body=body, shortcut=shortcut):
+            return Residual(again(body), again(shortcut) if shortcut is not None else None)
+        case Scale(gate=gate):
+            return Scale(again(gate))
+    return node
+
+
+def _smallest_resolution(row: Family, arguments: Mapping[str, Any], resolved: Mapping[str, Any], why: str) -> str:
     """What to do about a resolution that is too small: the smallest that works, found by trying."""
-    for resolution in range(int(resolved["resolution"]) + 1, 513):
+    for resolution in range(int(resolved["resolution"]) + 1, 1025):
         try:
-            function(**_nest_stages({**options, "resolution": resolution}))
+            row.make(**{**arguments, "resolution": resolution})
         except TooSmallError:
             continue
-        stem = " or a stem_stride of 1" if resolved.get("stem_stride", 1) > 1 else ""
+        stem = " or a stem_stride of 1" if (resolved.get("stem_stride") or 1) > 1 else ""
         return f"{why}: too small for the strides; use {resolution} or more{stem}"
     return f"{why}: too small for the strides"
 
 
-FAMILIES: dict[str, Family] = {
-    "mobilenet_v1": mobilenet_v1,
-}
+FAMILIES: dict[str, Family] = {**mobilenets.FAMILIES, **classics.FAMILIES, **resnets.FAMILIES}

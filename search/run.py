@@ -164,7 +164,7 @@ def _job_template(space: Space, threads: int) -> Job:
     training = TrainingOptions(**space.file.training.model_dump())
     return Job(
         number=-1,
-        family=space.file.family,
+        family=space.families[0],  # each job names its own
         options={},
         arch_id="",
         seed=0,

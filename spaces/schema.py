@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 Value: TypeAlias = bool | int | float | str
-COST_NAMES = ("params", "mult_adds", "activations")
+COST_NAMES = ("params", "mult_adds", "activations", "peak_activations", "weight_bytes")
 _SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -183,7 +183,18 @@ class SpaceFile(Strict):
     """A space of networks with its objectives, budgets, data and the way to search it."""
 
     description: str = Field(default="", description="what this space tests, and on what it builds")
-    family: str = Field(description="a family of networks, or package.module:name")
+    family: Annotated[
+        str | None,
+        WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+    ] = Field(
+        default=None,
+        description="a family of networks, torchvision:NAME or package.module:name; a list is searched over",
+    )
+    blocks: dict[str, dict[str, Value]] = Field(
+        default={},
+        description="names for blocks with their options, to be used as values of block parameters: "
+        "{ir5: {block: inverted_residual, kernel: 5}}",
+    )
     data: Data = Data()
     parameters: dict[
         str,
@@ -198,13 +209,27 @@ class SpaceFile(Strict):
         "latency_ms": "minimize",
         "params": "minimize",
     }
-    constraints: dict[Literal["params", "mult_adds", "activations"], Bound] = {}
+    constraints: dict[Literal["params", "mult_adds", "activations", "peak_activations", "weight_bytes"], Bound] = {}
     training: Training = Training()
     search: SearchOptions = SearchOptions()
     resources: Resources = Resources()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _family_choice(cls, values: Any) -> Any:
+        """`family: [a, b]` is the parameter `family`, so that conditions can speak of it."""
+        if isinstance(values, dict) and isinstance(values.get("family"), list):
+            parameters = values.get("parameters") or {}
+            values = {**values, "family": None, "parameters": {"family": values["family"], **parameters}}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> SpaceFile:
+        if (self.family is None) == ("family" not in self.parameters):
+            raise ValueError("family: name one (family: mobilenet_v1), or several to search over")
+        for name, variant in self.blocks.items():
+            if not isinstance(variant.get("block"), str):
+                raise ValueError(f"blocks.{name}: needs `block`, the block that it is a form of")
         if not self.objectives:
             raise ValueError("objectives: at least one is needed, for example accuracy: maximize")
         return self

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from mnet_search.models.arch import Arch, MnetError, OptionError
+from mnet_search.models.blocks import BLOCKS
 from mnet_search.models.complexity import Costs, costs
-from mnet_search.models.families import FAMILIES, check_option_names, create
-from mnet_search.models.tables import lookup, nearest
+from mnet_search.models.families import check_option_names, create, find_family
+from mnet_search.models.stages import Options
+from mnet_search.models.tables import nearest
 from mnet_search.spaces.schema import COST_NAMES, Choice, Parameter, Range, SpaceFile, Value, conditions
 from mnet_search.spaces.yamlfile import Source, SpaceError, read, validate
 
 Params = dict[str, Value]
 # What decides whether two runs belong to one study. How far and how fast to search (search, resources) may change
 # between runs.
-IDENTITY = ("family", "data", "parameters", "objectives", "constraints", "training")
-SURVEY_LIMIT = 5_000
+IDENTITY = ("family", "blocks", "data", "parameters", "objectives", "constraints", "training")
+SURVEY_LIMIT = 50_000
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Space:
     def codes(self) -> Iterator[Params]:
         """Every assignment of values, conditionals resolved. Raises SpaceError where a range is continuous."""
         names = list(self.parameters)
-        for name in names:
-            self.values(name)
+        grids = [self.values(name) for name in names]
+        if not any(parameter.when for parameter in self.parameters.values()):
+            return (dict(zip(names, code, strict=True)) for code in itertools.product(*grids))
 
         def extend(index: int, chosen: Params) -> Iterator[Params]:
             if index == len(names):
@@ -116,13 +119,43 @@ class Space:
                 chosen[name] = _draw(parameter, rng)
         return chosen
 
+    @cached_property
+    def families(self) -> list[str]:
+        """The families that the networks are of."""
+        return [self.file.family] if self.file.family is not None else [str(v) for v in self.values("family")]
+
+    @cached_property
+    def _spread(self) -> dict[str, dict[Value, dict[str, Any]]]:
+        """For each parameter that chooses blocks: its values as options of the family."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            path = name.split(".")
+            if path[-1] == "block" or (len(path) == 4 and path[2] == "blocks"):
+                found[name] = {value: self._block_options(name, path, value) for value in parameter.grid() or []}
+        return found
+
+    def _block_options(self, name: str, path: list[str], value: Value) -> dict[str, Any]:
+        variant = Options(self.file.blocks.get(str(value), {"block": value}))
+        if path[-1] != "block":
+            return {name: variant}
+        prefix = ".".join(path[:-1])
+        return {f"{prefix}.{option}" if prefix else option: of_it for option, of_it in variant.items()}
+
     def arch(self, params: Mapping[str, Value]) -> Arch:
         """The network of an assignment. Raises SpaceError that points at the parameter's line."""
+        spread, options = self._spread, dict[str, Any]()
+        for name, value in params.items():
+            if name in spread:
+                options |= spread[name][value]
+            else:
+                options[name] = value
+        family = str(options.pop("family", self.file.family))
         try:
-            return create(self.file.family, **{**params, **self.fixed})
+            return create(family, **{**options, **self.fixed})
         except OptionError as error:
-            names = [error.option, *(n for n in params if n.endswith(f".{error.option}"))]
-            name = next((n for n in names if n in params), error.option)
+            option = error.option
+            names = [option, *(n for n in params if option.startswith(f"{n}.") or n.endswith(f".{option}"))]
+            name = next((n for n in names if n in params), option)
             raise self.source.error(("parameters", name), str(error)) from None
         except MnetError as error:
             raise self.source.error(("parameters", _blame(str(error), params)), str(error)) from None
@@ -143,6 +176,8 @@ class Space:
         machines.
         """
         content = {key: value for key, value in self.to_json().items() if key in IDENTITY}
+        if not content["blocks"]:
+            del content["blocks"]  # as studies from before there were named blocks have it
         content["data"] = {key: value for key, value in content["data"].items() if key not in ("path", "download")}
         return content
 
@@ -191,7 +226,7 @@ def make_space(
     space = Space(name, validate(values, source, SpaceFile), source)
     _check_family(space)
     for dotted, names in (known or {}).items():
-        _check_name(space, tuple(dotted.split(".")), names)
+        _check_names(space, tuple(dotted.split(".")), names)
     return space
 
 
@@ -282,17 +317,24 @@ def _some_values(parameter: Parameter) -> list[Value]:
 
 def _check_family(space: Space) -> None:
     source, parameters = space.source, space.file.parameters
-    try:
-        lookup(FAMILIES, space.file.family, "family")
-    except MnetError as error:
-        raise source.error(("family",), str(error)) from None
     for name in ("classes", "in_channels"):
         if name in parameters:
             raise source.error(("parameters", name), "is decided by the data, not searched; remove it")
-    try:
-        check_option_names(space.file.family, list(parameters))
-    except OptionError as error:
-        raise source.error(("parameters", error.option), str(error)) from None
+    for variant, options in space.file.blocks.items():
+        _check_name(space, ("blocks", variant, "block"), BLOCKS, str(options["block"]))
+    for family in space.families:
+        try:
+            find_family(family)
+        except MnetError as error:
+            raise source.error(("family",), str(error)) from None
+        mine = [
+            n for n, p in parameters.items() if n != "family" and family in dict(conditions(p)).get("family", [family])
+        ]
+        try:
+            check_option_names(family, mine)
+        except OptionError as error:
+            other = "; give it a `when: {family: ...}`" if len(space.families) > 1 else ""
+            raise source.error(("parameters", error.option), f"{error}{other}") from None
     for name, parameter in parameters.items():
         for other, values in conditions(parameter):
             path = ("parameters", name, "when", other)
@@ -307,17 +349,24 @@ def _check_family(space: Space) -> None:
     _ = space.parameters  # raises where conditions run in a circle
 
 
-def _check_name(space: Space, path: tuple[str, ...], names: Collection[str]) -> None:
+def _exists_in(family: str, parameter: Parameter) -> bool:
+    """Whether a parameter's conditions leave it to this family."""
+    return all(family in values for other, values in conditions(parameter) if other == "family")
+
+
+def _check_names(space: Space, path: tuple[str, ...], names: Collection[str]) -> None:
+    """Every name that stands at `path`, alone or as a key."""
     value: Any = space.file
     for key in path:
         value = getattr(value, key)
     for name in [value] if isinstance(value, str) else list(value):
-        if name not in names and ":" not in name:
-            where = path if isinstance(value, str) else (*path, name)
-            raise space.source.error(
-                where,
-                f"unknown {path[-1].removesuffix('s')} {name!r}{nearest(name, names)} (known: {', '.join(names)})",
-            )
+        _check_name(space, path if isinstance(value, str) else (*path, name), names, name)
+
+
+def _check_name(space: Space, path: tuple[str, ...], names: Collection[str], name: str) -> None:
+    if name not in names and ":" not in name:
+        kind = next(key for key in reversed(path) if key != name).removesuffix("s")
+        raise space.source.error(path, f"unknown {kind} {name!r}{nearest(name, names)} (known: {', '.join(names)})")
 
 
 def _blame(message: str, params: Mapping[str, Value]) -> str:

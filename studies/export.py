@@ -25,7 +25,7 @@ class ArchEntry(Strict):
     """A network in a config: how to make it, and the id by which to see that it is the same one."""
 
     family: str
-    options: dict[str, bool | int | float | str]
+    options: dict[str, bool | int | float | str | dict[str, bool | int | float | str]]
     arch_id: str
 
 
