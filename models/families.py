@@ -48,7 +48,7 @@ def find_family(name: str) -> Family:
     Raises MnetError that names what is known.
     """
     if name.startswith(TORCHVISION):
-        return Family(partial(_torchvision_network, name))
+        return _torchvision_family(name)
     try:
         found: Any = lookup(FAMILIES, name, "family")
     except MnetError as error:
@@ -58,15 +58,20 @@ def find_family(name: str) -> Family:
     return found if isinstance(found, Family) else Family(found)
 
 
+@lru_cache(maxsize=256)
+def _torchvision_family(name: str) -> Family:
+    from mnet_search.models.traced import check_torchvision_name
+
+    check_torchvision_name(name.removeprefix(TORCHVISION))
+    return Family(partial(_torchvision_network, name))
+
+
 def _torchvision_network(
     name: str, /, *, resolution: int = 224, dropout: float | None = None, classes: int = 1000, in_channels: int = 3
 ) -> External:
     """A torchvision classifier as it is, without auxiliary heads. (in_channels, resolution, resolution) ->
     (classes,).
     """
-    from mnet_search.models.traced import check_torchvision_name
-
-    check_torchvision_name(name.removeprefix(TORCHVISION))
     if dropout is not None:
         check_number("dropout", dropout, at_least=0, below=1)
     options = () if dropout is None else (("dropout", dropout),)

@@ -24,7 +24,7 @@ class Options(dict[str, Any]):
     changed once it is made. Values are told apart by type as well: True is not 1.
     """
 
-    __slots__ = ("_key", "_hash")
+    __slots__ = ("_hash", "_key")
 
     def __hash__(self) -> int:  # type: ignore[override]  # a dict has none
         try:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mnet_search.models.arch import External, MnetError, OptionError, Shape
-from mnet_search.models.complexity import FLOAT32_BYTES, Costs, LayerCosts
+from mnet_search.models.costs import FLOAT32_BYTES, Costs, LayerCosts
 from mnet_search.models.graphs import Graph, Pair, Step, field_of_view, one_line, peak, window
 from mnet_search.models.tables import nearest
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mnet_search.models.arch import MnetError
-from mnet_search.models.complexity import Costs
+from mnet_search.models.costs import Costs
 from mnet_search.models.tables import lookup
 
 

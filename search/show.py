@@ -15,12 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mnet_search.models.arch import Arch, MnetError
-from mnet_search.models.complexity import costs
-from mnet_search.models.complexity import layers as layers_of
 from mnet_search.models.families import FAMILIES, create
 from mnet_search.models.tables import lookup
-from mnet_search.spaces.schema import COST_NAMES
-from mnet_search.spaces.space import Space, Survey, si
+from mnet_search.spaces.space import si
 from mnet_search.spaces.yamlfile import parse_value, read
 
 if TYPE_CHECKING:
@@ -67,83 +64,6 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
     _echo(f"       mnet-search export {name} --best{where}    config and weights, for mnet-search train")
 
 
-def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
-    """What a space holds."""
-    ranges = {name: found.cost_range(name) for name in COST_NAMES}
-    within = {name: found.cost_range(name, feasible=True) for name in COST_NAMES}
-    ends = {"smallest": found.smallest, "largest": found.largest}
-    if as_json:
-        content: dict[str, Any] = {
-            "space": space.name,
-            "hash": space.hash,
-            "codes": found.n_codes,
-            "exact": found.exact,
-            "seen": found.n_seen,
-        }
-        content |= {
-            "networks": len(found.networks),
-            "feasible": len(found.feasible),
-            "ranges": ranges,
-            "feasible_ranges": within,
-        }
-        _print_json(content | {name: arch.to_json() | asdict(costs(arch)) for name, arch in ends.items()})
-        return
-    codes = "infinitely many" if found.n_codes is None else f"{found.n_codes:,}"
-    seen = "all looked at" if found.exact else f"{found.n_seen:,} sampled"
-    _echo(f"{space.source.name}: a valid space of {codes} codes ({seen}), {len(found.networks):,} distinct networks")
-    share = len(found.feasible) / len(found.networks)
-    budgets = ", ".join(_bound_text(name, bound) for name, bound in space.file.constraints.items()) or "none set"
-    _echo(f"within the budgets ({budgets}): {len(found.feasible):,} networks, {share:.0%}")
-    table = Table("", *COST_NAMES, "network", box=None, pad_edge=False)
-    for name, arch in ends.items():
-        chosen = found.networks[arch.id][0]
-        table.add_row(name, *(si(getattr(costs(arch), c)) for c in COST_NAMES), _params_text(chosen))
-    table.add_row("range", *(f"{si(a)} to {si(b)}" for a, b in ranges.values()), "")
-    table.add_row("in budget", *(f"{si(a)} to {si(b)}" for a, b in within.values()), "")
-    _print_table(table)
-
-
-def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) -> None:
-    """Costs of a family's network, an exported config's, or the ends of a space."""
-    arch = find_arch(target, overrides)
-    if arch is None:
-        from mnet_search.search.run import open_space
-        from mnet_search.spaces.space import survey
-
-        space = open_space(Path(target), overrides)
-        survey_of(space, survey(space), as_json=as_json)
-        return
-    total, rows = costs(arch), list(layers_of(arch))
-    if as_json:
-        content = {"arch_id": arch.id, "family": arch.family, "options": dict(arch.options), **asdict(total)}
-        listed = [
-            {"name": r.name, "kind": r.kind, "input": _shape(r.input), "output": _shape(r.output), **asdict(r.costs)}
-            for r in rows
-        ]
-        _print_json(content | {"layers": listed})
-        return
-    if layers:
-        table = Table(title=f"{arch.family} {arch.id}", title_justify="left", box=None, pad_edge=False)
-        for name, justify in (
-            ("layer", "left"),
-            ("kind", "left"),
-            ("input", "right"),
-            ("output", "right"),
-            *((c, "right") for c in COST_NAMES),
-        ):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich's literal type
-        for r in rows:
-            table.add_row(
-                r.name, r.kind, str(r.input), str(r.output), *(_count_or_blank(getattr(r.costs, c)) for c in COST_NAMES)
-            )
-        _print_table(table)
-    options = _params_text({name: value for name, value in arch.options.items() if value != ""})
-    _echo(f"{arch.family} {arch.id}  ({options})")
-    _echo(f"params       {total.params:>15,}  trainable")
-    _echo(f"mult-adds    {total.mult_adds:>15,}  of convolutions and linear layers, batch 1, input {arch.input}")
-    _echo(f"activations  {total.activations:>15,}  output elements of convolutions and linear layers")
-
-
 def find_arch(target: str, overrides: Iterable[str]) -> Arch | None:
     """The network of a family name or of an exported config; None for a space file. Raises MnetError for anything
     else.
@@ -164,31 +84,6 @@ def find_arch(target: str, overrides: Iterable[str]) -> Arch | None:
     from mnet_search.studies.export import read_config
 
     return read_config(Path(target), overrides)[1]
-
-
-def latency_of(
-    target: str, overrides: list[str], *, batch: int, threads: int, repeats: int, device: str, as_json: bool
-) -> None:
-    """Measured latency of an untrained network."""
-    import torch
-
-    from mnet_search.models.factory import build
-    from mnet_search.models.latency import measure
-
-    arch = find_arch(target, overrides)
-    if arch is None:
-        raise MnetError(f"{target} is a space; latency measures one network: a family (with -s) or an exported config")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MnetError("--device cuda: torch sees no GPU on this machine; use --device cpu")
-    found = measure(build(arch), arch.input, batch=batch, threads=threads, repeats=repeats, device=device)
-    if as_json:
-        _print_json({"arch_id": arch.id, **asdict(found)})
-        return
-    _echo(
-        f"{arch.family} {arch.id}  input {arch.input}, batch {batch}, "
-        f"{threads} thread{'s' * (threads > 1)}, {found.device}"
-    )
-    _echo(f"latency      {found.median_ms:.3g} ms  (quartiles {found.q1_ms:.3g} to {found.q3_ms:.3g}, n = {found.n})")
 
 
 def study_list(store: Store, *, as_json: bool) -> None:
@@ -410,22 +305,13 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _bound_text(name: str, bound: Any) -> str:
-    parts = [f"at most {si(bound.max)}"] * (bound.max is not None) + [f"at least {si(bound.min)}"] * (
-        bound.min is not None
-    )
+    limits = (("at most", bound.max), ("at least", bound.min))
+    parts = [f"{word} {si(limit)}" for word, limit in limits if limit is not None]
     return f"{name} {' and '.join(parts)}"
 
 
 def _params_text(chosen: Mapping[str, object]) -> str:
     return " ".join(f"{name}={value}" for name, value in chosen.items())
-
-
-def _count_or_blank(value: int) -> str:
-    return f"{value:,}" if value else ""
-
-
-def _shape(shape: Any) -> list[int]:
-    return [shape.channels, shape.height, shape.width]
 
 
 def _echo(text: str) -> None:

@@ -13,7 +13,7 @@ import platform
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.factory import build
 from mnet_search.models.families import create
-from mnet_search.models.latency import Latency, measure
+from mnet_search.models.latency import PROTOCOLS, Latency, measure
 from mnet_search.search.data import DataOptions, load
 from mnet_search.search.provenance import processor
 from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, train
@@ -116,8 +116,9 @@ def _run(job: Job) -> Iterator[Epoch | Outcome]:
             rows.append(row)
             yield row
         sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    protocol = replace(PROTOCOLS["default"], threads=job.threads, device=str(device), repeats=job.latency_repeats)
     with latency_lock():
-        latency = measure(module, arch.input, threads=job.threads, device=device, repeats=job.latency_repeats)
+        latency = measure(module, arch.input, protocol)
     yield Outcome(
         metrics=_metrics(rows, latency),
         environment=environment(device, job.threads) | {"data_digest": data.digest},
@@ -145,6 +146,8 @@ def _metrics(rows: list[Epoch], latency: Latency) -> dict[str, float]:
         "latency_q3_ms": latency.q3_ms,
         "latency_n": latency.n,
         "latency_batch": latency.batch,
+        "latency_drift": latency.drift,
+        "latency_good": float(latency.good),
         "train_seconds": sum(row.seconds for row in rows),
     }
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mnet_search.models.arch import Arch, MnetError, OptionError
-from mnet_search.models.blocks import BLOCKS
-from mnet_search.models.complexity import Costs, costs
-from mnet_search.models.families import check_option_names, create, find_family
+from mnet_search.models.complexity import costs
+from mnet_search.models.costs import Costs
+from mnet_search.models.families import create
 from mnet_search.models.stages import Options
-from mnet_search.models.tables import nearest
+from mnet_search.spaces.checks import check_families, check_names
 from mnet_search.spaces.schema import COST_NAMES, Choice, Parameter, Range, SpaceFile, Value, conditions
 from mnet_search.spaces.yamlfile import Source, SpaceError, read, validate
 
@@ -224,9 +224,10 @@ def make_space(
 ) -> Space:
     """A checked Space from plain values. Raises SpaceError."""
     space = Space(name, validate(values, source, SpaceFile), source)
-    _check_family(space)
+    check_families(space.file, space.families, source)
+    _ = space.parameters  # raises where conditions run in a circle
     for dotted, names in (known or {}).items():
-        _check_names(space, tuple(dotted.split(".")), names)
+        check_names(space.file, source, tuple(dotted.split(".")), names)
     return space
 
 
@@ -242,17 +243,16 @@ def survey(space: Space, limit: int = SURVEY_LIMIT) -> Survey:
         rng = random.Random(0)
         codes = itertools.chain(_corners(space), (space.sample(rng) for _ in range(limit)))
     networks: dict[str, tuple[Params, Costs]] = {}
-    archs: dict[str, Arch] = {}
     n_seen = 0
     for params in codes:
         arch = space.arch(params)
         n_seen += 1
         if arch.id not in networks:
             networks[arch.id] = (params, costs(arch))
-            archs[arch.id] = arch
     feasible = {key: found for key, found in networks.items() if space.violation(found[1]) is None}
     by_size = sorted(networks, key=lambda key: (networks[key][1].mult_adds, networks[key][1].params))
-    found = Survey(space.n_codes, exact, n_seen, networks, feasible, archs[by_size[0]], archs[by_size[-1]])
+    smallest, largest = (space.arch(networks[key][0]) for key in (by_size[0], by_size[-1]))
+    found = Survey(space.n_codes, exact, n_seen, networks, feasible, smallest, largest)
     if not feasible:
         raise _no_network_meets(space, found)
     return found
@@ -313,60 +313,6 @@ def _some_values(parameter: Parameter) -> list[Value]:
     if grid is not None and len(grid) <= 200:
         return sorted(grid, key=lambda v: (isinstance(v, str), v if not isinstance(v, str) else 0))
     return [parameter.min, parameter.max] if isinstance(parameter, Range) else list(parameter.values)
-
-
-def _check_family(space: Space) -> None:
-    source, parameters = space.source, space.file.parameters
-    for name in ("classes", "in_channels"):
-        if name in parameters:
-            raise source.error(("parameters", name), "is decided by the data, not searched; remove it")
-    for variant, options in space.file.blocks.items():
-        _check_name(space, ("blocks", variant, "block"), BLOCKS, str(options["block"]))
-    for family in space.families:
-        try:
-            find_family(family)
-        except MnetError as error:
-            raise source.error(("family",), str(error)) from None
-        mine = [
-            n for n, p in parameters.items() if n != "family" and family in dict(conditions(p)).get("family", [family])
-        ]
-        try:
-            check_option_names(family, mine)
-        except OptionError as error:
-            other = "; give it a `when: {family: ...}`" if len(space.families) > 1 else ""
-            raise source.error(("parameters", error.option), f"{error}{other}") from None
-    for name, parameter in parameters.items():
-        for other, values in conditions(parameter):
-            path = ("parameters", name, "when", other)
-            if other not in parameters:
-                raise source.error(
-                    path, f"no such parameter{nearest(other, parameters)} (this space has: {', '.join(parameters)})"
-                )
-            grid = parameters[other].grid()
-            strays = [value for value in values if grid is not None and value not in grid]
-            if strays:
-                raise source.error(path, f"{other} never is {strays[0]!r}; its values are {grid}")
-    _ = space.parameters  # raises where conditions run in a circle
-
-
-def _exists_in(family: str, parameter: Parameter) -> bool:
-    """Whether a parameter's conditions leave it to this family."""
-    return all(family in values for other, values in conditions(parameter) if other == "family")
-
-
-def _check_names(space: Space, path: tuple[str, ...], names: Collection[str]) -> None:
-    """Every name that stands at `path`, alone or as a key."""
-    value: Any = space.file
-    for key in path:
-        value = getattr(value, key)
-    for name in [value] if isinstance(value, str) else list(value):
-        _check_name(space, path if isinstance(value, str) else (*path, name), names, name)
-
-
-def _check_name(space: Space, path: tuple[str, ...], names: Collection[str], name: str) -> None:
-    if name not in names and ":" not in name:
-        kind = next(key for key in reversed(path) if key != name).removesuffix("s")
-        raise space.source.error(path, f"unknown {kind} {name!r}{nearest(name, names)} (known: {', '.join(names)})")
 
 
 def _blame(message: str, params: Mapping[str, Value]) -> str:

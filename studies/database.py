@@ -104,6 +104,16 @@ measurements = Table(
     Column("protocol", JSON, nullable=False),  # batch, threads, device
     Column("measured", DateTime, nullable=False),
 )
+# One row per space, device and protocol. A database from before 0.2 lacks it until a first row is stored.
+latency_tables = Table(
+    "mnet_latency_tables",
+    metadata,
+    Column("table_id", Integer, primary_key=True),
+    Column("space_name", String(512), nullable=False, index=True),
+    Column("fingerprint", JSON, nullable=False),
+    Column("content", JSON, nullable=False),  # models.latency_table.LatencyTable
+    Column("created", DateTime, nullable=False),
+)
 
 
 class StorageError(MnetError):

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import select, update
 
 from mnet_search.models.arch import Arch
-from mnet_search.models.complexity import Costs
+from mnet_search.models.costs import Costs
 from mnet_search.spaces.space import Space
 from mnet_search.studies import database as db
 from mnet_search.studies.database import StorageError
@@ -168,7 +168,9 @@ class StudyWriter:
                     family=arch.family,
                     options=dict(arch.options),
                     chosen=dict(chosen),
-                    **asdict(costs),
+                    params=costs.params,
+                    mult_adds=costs.mult_adds,
+                    activations=costs.activations,
                     attempts=1,
                     started=datetime.now(),
                 )

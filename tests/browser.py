@@ -16,7 +16,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 
 from mnet_search.dashboards.app import bind, create_app
-from mnet_search.models.complexity import Costs, costs
+from mnet_search.models.complexity import costs
+from mnet_search.models.costs import Costs
 from mnet_search.spaces.space import load_space
 from mnet_search.studies.store import Store
 from mnet_search.studies.writer import TrialRecord, open_study

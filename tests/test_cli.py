@@ -151,7 +151,7 @@ def test_doctor_lists_what_there_is(tmp_path: Path) -> None:
 
 
 BAD = [
-    (("count", "mobilenet_v9"), 2, "unknown network or file 'mobilenet_v9'; did you mean mobilenet_v1?"),
+    (("count", "mobilenet_v9"), 2, "unknown network or file 'mobilenet_v9'; did you mean mobilenet_v2?"),
     (("count", "mobilenet_v1", "-s", "width=1e308"), 2, "width=1e+308 is not possible"),
     (("validate", "tiny.yaml", "-s", "parameters.width=null"), 2, "parameters.width: has no value; write a number"),
     (("validate", "tiny.yaml", "-s", "parameters.resolution={min: 12, max: 1000000000000}"), 2, "more than 100,000"),
@@ -161,7 +161,7 @@ BAD = [
     (("run", "tiny.yaml", "--n-trials", 0), 2, "--n-trials 0: ask for 1 or more finished trials"),
     (("run", "tiny.yaml", "--study", "../../escape"), 2, "--study '../../escape': a name is letters, digits"),
     (("run", "tiny.yaml", "--executor", "cloud"), 2, "unknown executor 'cloud' (known: ray, local"),
-    (("run", "tiny.yaml", "-s", "family=mobilenet"), 2, "unknown family 'mobilenet'; did you mean mobilenet_v1?"),
+    (("run", "tiny.yaml", "-s", "family=mobilenet"), 2, "unknown family 'mobilenet'; did you mean mobilenet_v2?"),
     (("run", "tiny.yaml", "-s", "data.name=imagenet21k"), 2, "unknown name 'imagenet21k' (known: digits, cifar10"),
     (("run", "tiny.yaml", "-s", "objectives.size=minimize"), 2, "unknown objective 'size'"),
     (("run", "tiny.yaml", "-s", "parameters.block=[fancy]"), 2, "unknown block 'fancy'"),

@@ -19,26 +19,9 @@ from mnet_search.models.complexity import costs, layers, shares
 from mnet_search.models.factory import INITIALISATIONS, build, to_module
 from mnet_search.models.families import FAMILIES, INITS, create, options_of_family
 
-# Options that shrink a family to a size at which it can be run in a moment, and variations of it.
-SMALL: dict[str, dict[str, Any]] = {
-    "mobilenet_v1": {"resolution": 32, "width": 0.25},
-    "mobilenet_v2": {"resolution": 32, "width": 0.35},
-    "mobilenet_v3_small": {"resolution": 32, "width": 0.5},
-    "mobilenet_v3_large": {"resolution": 32, "width": 0.35},
-    "staged": {"width": 0.25},
-    "mobilenet_cifar": {"width": 0.5},
-    "baseline": {},
-    "lenet5": {},
-    "alexnet8": {"width": 0.25, "hidden": 64},
-    "vgg16": {"width": 0.125, "hidden": 32},
-    "vgg16_imagenet": {"width": 0.125, "hidden": 32, "resolution": 64},
-    "inception10": {"width": 0.5},
-    "resnet18": {"width": 0.125},
-    "resnet_v2_50": {"resolution": 64, "width": 0.125},
-    "resnet_v2_101": {"resolution": 64, "width": 0.125},
-    "resnet_v2_152": {"resolution": 64, "width": 0.0625},
-    "resnet_v2_200": {"resolution": 64, "width": 0.0625},
-}
+from small_networks import SMALL
+
+# One change at a time to the small networks.
 VARIED: dict[str, Any] = {
     "depth": 1.5,
     "block": "separable",
