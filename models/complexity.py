@@ -171,20 +171,23 @@ def _weights(node: Node) -> int:
 
 
 def _fold_chain(node: Chain, parts: list[Fold]) -> Fold:
-    params = statistics = mult_adds = activations = peak = kept = growth = 0
-    before, jump, ends = node.input.elements, 1, False
-    for index, f in enumerate(parts):
-        params += f.params
-        statistics += f.statistics
-        mult_adds += f.mult_adds
-        activations += f.activations
-        peak = max(peak, f.peak)
-        kept = max(kept, before + f.peak if index else f.peak_kept)
+    params = statistics = mult_adds = activations = peak = kept = growth = held = 0
+    output, jump, ends = node.input.elements, 1, False
+    before = output
+    for own in parts:  # unpacked, since every network of a space comes through here
+        p, s, m, a, part_peak, part_kept, part_growth, part_jump, part_ends, output = own
+        params += p
+        statistics += s
+        mult_adds += m
+        activations += a
+        if part_peak > peak:
+            peak = part_peak
+        kept = max(kept, held + part_peak) if held else part_kept
+        held = before
         if not ends:
-            growth += jump * f.growth
-            jump *= f.jump
-            ends = f.ends
-    output = parts[-1].output if parts else before
+            growth += jump * part_growth
+            jump *= part_jump
+            ends = part_ends
     return Fold(params, statistics, mult_adds, activations, peak, kept, growth, jump, ends, output)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from mnet_search.models import classics, mobilenets, resnets
 from mnet_search.models.arch import (
+    DEFAULT_INIT,
     NORM_EPS,
     NORM_MOMENTUM,
     Arch,
@@ -33,7 +34,7 @@ from mnet_search.models.arch import (
 )
 from mnet_search.models.blocks import BLOCKS, options_of
 from mnet_search.models.options import Family, check_choice, check_number
-from mnet_search.models.stages import STAGE_OPTIONS, Options
+from mnet_search.models.stages import STAGE_OPTIONS, Frame, Options, assemble
 from mnet_search.models.tables import lookup, nearest
 
 TORCHVISION = "torchvision:"
@@ -80,7 +81,6 @@ def _torchvision_network(
 
 @lru_cache(maxsize=256)
 def _signature(family: str) -> Mapping[str, Any]:
-    """Options of a family with their defaults, `stages` among them."""
     row = find_family(family)
     known = {
         p.name: p.default
@@ -93,8 +93,8 @@ def _signature(family: str) -> Mapping[str, Any]:
 
 
 def options_of_family(name: str) -> dict[str, Any]:
-    """The options of a family with their defaults, `stages` aside. Raises MnetError for an unknown family."""
-    return {option: default for option, default in _signature(name).items() if option != "stages"}
+    """The options of a family with their defaults. Raises MnetError for an unknown family."""
+    return dict(_signature(name))
 
 
 def check_option_names(family: str, names: list[str]) -> None:
@@ -102,30 +102,30 @@ def check_option_names(family: str, names: list[str]) -> None:
     that it could take.
     """
     known = _signature(family)
+    has_stages = "block" in known
     block_options = {option for block in BLOCKS.values() for option in options_of(block)}
     at_place = sorted({"block"} | block_options)
     at_stage = sorted(set(STAGE_OPTIONS) | block_options)
     for name in names:
         match name.split("."):
-            case [plain] if plain in known and plain != "stages":
+            case [plain] if plain in known:
                 continue
-            case ["stages", number] if "stages" in known and number.isdigit():
+            case ["stages", number] if has_stages and number.isdigit():
                 continue
-            case ["stages", number, "blocks", place] if "stages" in known and (number + place).isdigit():
+            case ["stages", number, "blocks", place] if has_stages and (number + place).isdigit():
                 continue
-            case ["stages", number, option] if "stages" in known and number.isdigit():
+            case ["stages", number, option] if has_stages and number.isdigit():
                 if option not in at_stage:
                     known_text = f"{nearest(option, at_stage)} (a stage takes: {', '.join(at_stage)})"
                     raise UnknownOptionError(name, f"family {family}", known_text)
-            case ["stages", number, "blocks", place, option] if "stages" in known and (number + place).isdigit():
+            case ["stages", number, "blocks", place, option] if has_stages and (number + place).isdigit():
                 if option not in at_place:
                     known_text = f"{nearest(option, at_place)} (a block takes: {', '.join(at_place)})"
                     raise UnknownOptionError(name, f"family {family}", known_text)
             case _:
-                paths = ["stages.N.OPTION", "stages.N.blocks.M.OPTION"] if "stages" in known else []
-                plain_names = [option for option in known if option != "stages"]
-                listed = ", ".join([*plain_names, *paths])
-                raise UnknownOptionError(name, f"family {family}", f"{nearest(name, plain_names)} (it has: {listed})")
+                paths = ["stages.N.OPTION", "stages.N.blocks.M.OPTION"] if has_stages else []
+                listed = ", ".join([*known, *paths])
+                raise UnknownOptionError(name, f"family {family}", f"{nearest(name, known)} (it has: {listed})")
 
 
 def create(family: str, **options: Any) -> Arch:
@@ -133,52 +133,92 @@ def create(family: str, **options: Any) -> Arch:
     `stages.N.blocks.M.OPTION`, and `stages.N.blocks.M` takes a mapping of several.
 
     Raises MnetError for an unknown family, OptionError for an option or value that cannot be, a resolution too small
-    for the strides among them.
+    for the strides among them. What networks have in common is made once.
     """
     layout = _layout(family, tuple(options))
-    resolved = layout.defaults | options
-    for name in layout.sizes:
-        check_number(name, resolved[name], whole=True, at_least=1)
-    root = _make(family, _nest(layout, options), resolved)
-    kept = {name: value for name, value in resolved.items() if value is not None}
-    if isinstance(root, External):
-        return Arch(family, kept, root)
-    check_choice("init", resolved["init"], INITS)
-    return Arch(family, kept, _with_norm(root, resolved), resolved["init"])
-
-
-def _make(family: str, arguments: Mapping[str, Any], resolved: Mapping[str, Any]) -> Node:
-    row = find_family(family)
+    values = [options[name] for name in layout.plain]
     try:
-        root: Node = row.make(**arguments)
+        base = _base(family, layout.plain, *values)
+    except TypeError:  # a list, say, that cannot be a key: refused by the checks of the option
+        base = _base.__wrapped__(family, layout.plain, *values)
+    if not layout.stages:
+        return Arch(family, base.options, _finish(base, {}), base.init)
+    overrides = {stage.number: _stage_options(stage, options) for stage in layout.stages}
+    given = {name: options[name] for stage in layout.stages for name in stage.names}
+    return Arch(family, {**base.options, **given}, _finish(base, overrides), base.init)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A family's network under the options of the whole network: the options with defaults, the function's own
+    arguments, and what it made of them.
+    """
+
+    family: Family
+    arguments: Mapping[str, Any]
+    made: Frame | Node
+    options: Mapping[str, Any]
+    init: str
+    norm: tuple[float, float]
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _base(family: str, names: tuple[str, ...], *values: Any) -> _Base:
+    row, asked = find_family(family), dict(zip(names, values, strict=True))
+    resolved = {**_signature(family), **asked}
+    for name in ("resolution", "classes", "in_channels"):
+        if name in resolved:
+            check_number(name, resolved[name], whole=True, at_least=1)
+    arguments = {name: value for name, value in asked.items() if name not in OF_EVERY_FAMILY}
+    try:
+        made = row.make(**arguments)
     except TooSmallError as error:
-        raise OptionError(
-            "resolution", resolved.get("resolution"), _smallest_resolution(row, arguments, resolved, str(error))
-        ) from None
-    return root
+        raise _too_small(row, arguments, {}, str(error)) from None
+    kept = {name: value for name, value in resolved.items() if value is not None}
+    if isinstance(made, External):
+        return _Base(row, arguments, made, kept, DEFAULT_INIT, (NORM_EPS, NORM_MOMENTUM))
+    check_choice("init", resolved["init"], INITS)
+    for name in ("norm_eps", "norm_momentum"):
+        check_number(name, resolved[name], above=0, below=1)
+    norm = (float(resolved["norm_eps"]), float(resolved["norm_momentum"]))
+    return _Base(row, arguments, made, kept, resolved["init"], norm)
+
+
+def _finish(base: _Base, overrides: Mapping[int, Options]) -> Node:
+    """The tree: stages filled, batch norms as asked for."""
+    try:
+        root = assemble(base.made, overrides) if isinstance(base.made, Frame) else base.made
+    except TooSmallError as error:
+        raise _too_small(base.family, base.arguments, overrides, str(error)) from None
+    return root if base.norm == (NORM_EPS, NORM_MOMENTUM) else _with_norms(root, base.norm)
 
 
 # An option of a stage or block ("" for a mapping of several), and the full name that it is given under.
 Named = tuple[str, str]
 
 
+@dataclass(frozen=True, eq=False)
+class _StageLayout:
+    """Where the options of one stage go: its own, and those of each block (place) in it; `names` are all of them."""
+
+    number: int
+    own: tuple[Named, ...]
+    places: tuple[tuple[int, tuple[Named, ...]], ...]
+    names: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class _Layout:
-    """Where the options of a call go: those of the family's function by name; for each stage its own options, and those
-    of each block (place) in it.
-    """
+    """Where the options of a call go: to the whole network, by name, or to its stages."""
 
-    defaults: dict[str, Any]
-    sizes: tuple[str, ...]
     plain: tuple[str, ...]
-    stages: tuple[tuple[int, tuple[Named, ...], tuple[tuple[int, tuple[Named, ...]], ...], tuple[str, ...]], ...]
+    stages: tuple[_StageLayout, ...]
 
 
 @lru_cache(maxsize=1024)
 def _layout(family: str, names: tuple[str, ...]) -> _Layout:
     check_option_names(family, list(names))
-    defaults = options_of_family(family)
-    stages: dict[int, list[Named]] = {}
+    own: dict[int, list[Named]] = {}
     places: dict[int, dict[int, list[Named]]] = {}
     full_names: dict[int, list[str]] = {}
     for name in names:
@@ -187,54 +227,37 @@ def _layout(family: str, names: tuple[str, ...]) -> _Layout:
                 at_place = places.setdefault(int(number), {}).setdefault(int(place), [])
                 at_place.append((option[0] if option else "", name))
             case ["stages", number, *option]:
-                stages.setdefault(int(number), []).append((option[0] if option else "", name))
+                own.setdefault(int(number), []).append((option[0] if option else "", name))
             case _:
                 continue
         full_names.setdefault(int(number), []).append(name)
-    return _Layout(
-        defaults,
-        tuple(name for name in ("resolution", "classes", "in_channels") if name in defaults),
-        tuple(name for name in names if "." not in name and name not in OF_EVERY_FAMILY),
-        tuple(
-            (
-                number,
-                tuple(stages.get(number, ())),
-                tuple((place, tuple(named)) for place, named in places.get(number, {}).items()),
-                tuple(mine),
-            )
-            for number, mine in full_names.items()
-        ),
+    stages = (
+        _StageLayout(
+            number,
+            tuple(own.get(number, ())),
+            tuple((place, tuple(named)) for place, named in places.get(number, {}).items()),
+            tuple(mine),
+        )
+        for number, mine in full_names.items()
     )
+    return _Layout(tuple(name for name in names if "." not in name), tuple(stages))
 
 
-def _nest(layout: _Layout, options: Mapping[str, Any]) -> dict[str, Any]:
-    """{"stages.3.kernel": 5, "stages.1.blocks.2": {...}, "width": 1} -> {"width": 1, "stages": {3: {"kernel": 5}, 1:
-    {"blocks": {2: {...}}}}}.
-    """
-    arguments = {name: options[name] for name in layout.plain}
-    if layout.stages:
-        arguments["stages"] = stages = {}
-        for number, own, places, names in layout.stages:
-            values = tuple([options[name] for name in names])
-            try:
-                stages[number] = _stage_options(own, places, names, values)
-            except TypeError:  # a plain mapping among the values, which cannot be a key
-                hashable = tuple(Options(value) if isinstance(value, dict) else value for value in values)
-                stages[number] = _stage_options(own, places, names, hashable)
-    return arguments
+def _stage_options(stage: _StageLayout, options: Mapping[str, Any]) -> Options:
+    """{"stages.3.kernel": 5, "stages.3.blocks.2": {...}} -> {"kernel": 5, "blocks": {2: {...}}}."""
+    values = [options[name] for name in stage.names]
+    try:
+        return _gathered(stage, *values)
+    except TypeError:  # a plain mapping among the values, which cannot be a key
+        return _gathered(stage, *(Options(value) if isinstance(value, dict) else value for value in values))
 
 
 @lru_cache(maxsize=4096, typed=True)
-def _stage_options(
-    own: tuple[Named, ...],
-    places: tuple[tuple[int, tuple[Named, ...]], ...],
-    names: tuple[str, ...],
-    values: tuple[Any],
-) -> Options:
-    options = dict(zip(names, values, strict=True))
-    gathered = _gather(own, options)
-    if places:
-        gathered["blocks"] = {place: _gather(named, options) for place, named in places}
+def _gathered(stage: _StageLayout, *values: Any) -> Options:
+    options = dict(zip(stage.names, values, strict=True))
+    gathered = _gather(stage.own, options)
+    if stage.places:
+        gathered["blocks"] = {place: _gather(named, options) for place, named in stage.places}
     return gathered
 
 
@@ -254,42 +277,47 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _with_norm(root: Node, resolved: Mapping[str, Any]) -> Node:
-    """The tree with the batch norms that the options ask for."""
-    eps, momentum = resolved["norm_eps"], resolved["norm_momentum"]
-    check_number("norm_eps", eps, above=0, below=1)
-    check_number("norm_momentum", momentum, above=0, below=1)
-    if (eps, momentum) == (NORM_EPS, NORM_MOMENTUM):
-        return root
-    return _replace_norms(root, float(eps), float(momentum))
+def _with_norms(node: Node, norm: tuple[float, float]) -> Node:
+    """The tree with these eps and momentum in its batch norms, kept on the node that it was made from: stages are
+    shared by many networks.
+    """
+    memo = vars(node)
+    known: tuple[tuple[float, float], Node] | None = memo.get("_with_norms")
+    if known is None or known[0] != norm:
+        known = memo["_with_norms"] = (norm, _replace_norms(node, norm))
+    return known[1]
 
 
-def _replace_norms(node: Node, eps: float, momentum: float) -> Node:
-    again = partial(_replace_norms, eps=eps, momentum=momentum)
+def _replace_norms(node: Node, norm: tuple[float, float]) -> Node:
     match node:
         case Norm():
-            return Norm(node.input, eps, momentum)
+            return Norm(node.input, *norm)
         case Chain(children=children):
-            return Chain(node.input, tuple((label, again(child)) for label, child in children))
+            return Chain(node.input, tuple((label, _with_norms(child, norm)) for label, child in children))
         case Branches(children=children):
-            return Branches(tuple((label, again(child)) for label, child in children))
+            return Branches(tuple((label, _with_norms(child, norm)) for label, child in children))
         case Residual(body=body, shortcut=shortcut):
-            return Residual(again(body), again(shortcut) if shortcut is not None else None)
+            return Residual(_with_norms(body, norm), _with_norms(shortcut, norm) if shortcut is not None else None)
         case Scale(gate=gate):
-            return Scale(again(gate))
+            return Scale(_with_norms(gate, norm))
     return node
 
 
-def _smallest_resolution(row: Family, arguments: Mapping[str, Any], resolved: Mapping[str, Any], why: str) -> str:
+def _too_small(row: Family, arguments: Mapping[str, Any], overrides: Mapping[int, Options], why: str) -> OptionError:
     """What to do about a resolution that is too small: the smallest that works, found by trying."""
-    for resolution in range(int(resolved["resolution"]) + 1, 1025):
+    defaults = {p.name: p.default for p in inspect.signature(row.make).parameters.values()}
+    given = {**defaults, **arguments}
+    for resolution in range(int(given["resolution"]) + 1, 1025):
         try:
-            row.make(**{**arguments, "resolution": resolution})
+            made = row.make(**{**arguments, "resolution": resolution})
+            if isinstance(made, Frame):
+                assemble(made, overrides)
         except TooSmallError:
             continue
-        stem = " or a stem_stride of 1" if (resolved.get("stem_stride") or 1) > 1 else ""
-        return f"{why}: too small for the strides; use {resolution} or more{stem}"
-    return f"{why}: too small for the strides"
+        stem = " or a stem_stride of 1" if (given.get("stem_stride") or 1) > 1 else ""
+        why = f"{why}: too small for the strides; use {resolution} or more{stem}"
+        return OptionError("resolution", given["resolution"], why)
+    return OptionError("resolution", given["resolution"], f"{why}: too small for the strides")
 
 
 FAMILIES: dict[str, Family] = {**mobilenets.FAMILIES, **classics.FAMILIES, **resnets.FAMILIES}

@@ -7,7 +7,7 @@ on the way down are the module's state-dict names.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 from mnet_search.models.arch import (
@@ -42,21 +42,6 @@ def chain(shape: Shape, **layers: Layer | None) -> Chain:
                 children.append((label, node))
                 x = node.output
     return Chain(shape, tuple(children))
-
-
-def shared(function: Callable[..., Layer], *arguments: Hashable, **options: Hashable) -> Layer:
-    """The layer `function(*arguments, **options)`, whose node is made once for each input shape and shared by all
-    networks that have it there: enumerating a space makes few new nodes.
-    """
-    return partial(_shared_node, (function, arguments, tuple(options.items())))
-
-
-@lru_cache(maxsize=4096)
-def _shared_node(
-    key: tuple[Callable[..., Layer], tuple[Hashable, ...], tuple[tuple[str, Hashable], ...]], x: Shape
-) -> Node:
-    function, arguments, options = key
-    return function(*arguments, **dict(options))(x)
 
 
 def is_nothing(node: Node) -> bool:
@@ -161,14 +146,9 @@ def classifier(classes: int, *, head: str = "linear", dropout_rate: float = 0.0)
     of slim's MobileNets and ResNets (the same function of the same number of weights).
     """
     last = dropout(dropout_rate)
-    pool, flatten = shared(_plain_layer, Pool), shared(_plain_layer, Flatten)
     if head == "conv":
-        return {"pool": pool, "dropout": last, "classifier": shared(conv, classes, bias=True), "flatten": flatten}
-    return {"pool": pool, "flatten": flatten, "dropout": last, "classifier": shared(linear, classes)}
-
-
-def _plain_layer(layer: Layer) -> Layer:
-    return layer
+        return {"pool": Pool, "dropout": last, "classifier": conv(classes, bias=True), "flatten": Flatten}
+    return {"pool": Pool, "flatten": Flatten, "dropout": last, "classifier": linear(classes)}
 
 
 # ---------------------------------------------------------------- widths

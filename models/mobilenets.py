@@ -1,28 +1,27 @@
 """The MobileNets, and `staged`, a network of free stages for spaces of one's own.
 
-To add a family, write the function and its row at the foot. Its keyword arguments are its options.
+To add a family, write the function and its row at the foot. Its keyword arguments are its options; it gives a Frame,
+whose stages `create` fills by its table and by the options of single stages and blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-from mnet_search.models.arch import Chain, Flatten, Layer, OptionError, Pool, Shape
+from mnet_search.models.arch import Flatten, Layer, OptionError, Pool, Shape
 from mnet_search.models.layers import (
     ROUNDING,
     activation,
-    chain,
     classifier,
     conv_norm_act,
     linear,
     scale_channels,
-    shared,
 )
 from mnet_search.models.layers import dropout as dropout_layer
 from mnet_search.models.options import Family, check_choice, check_depth, check_number, given
-from mnet_search.models.stages import Options, Plan, Stage, StageOptions, stage_layers
+from mnet_search.models.stages import Frame, Options, Plan, Stage
 
 HEADS = ("linear", "conv")
 
@@ -71,7 +70,6 @@ MOBILENET_V3_SMALL = (
     _v3_stage(96, 2, (288, 576, 576), 5, "hswish", se=True),
 )
 STAGED = (Stage(64, 2, 2), Stage(128, 2, 3), Stage(256, 2, 3))
-FURTHER = Stage(1, 2, 1)
 
 
 def mobilenet_v1(
@@ -84,32 +82,27 @@ def mobilenet_v1(
     expand: float | None = None,
     se: float | None = None,
     act: str | None = None,
-    stages: StageOptions | None = None,
     stem_stride: int = 2,
     head: str = "linear",
     dropout: float = 0.0,
     rounding: str = "plain",
     classes: int = 1000,
     in_channels: int = 3,
-) -> Chain:
+) -> Frame:
     """conv 3x3/2 32, then 13 blocks in 5 stages, global pool, linear (Howard et al., arXiv 1704.04861, table 1).
 
     (in_channels, resolution, resolution) -> (classes,). `width` is the paper's alpha; `resolution` sets its rho;
     `depth` "shallow" removes the five 512-channel blocks of table 5, a number multiplies the blocks of each stage.
-    `kernel`, `expand`, `se` and `act` go to every block that has them (None: the block's own default); `stages` changes
-    them, or the block, for one stage.
+    `kernel`, `expand`, `se` and `act` go to every block that has them (None: the block's own default).
     """
     check_depth(depth, ("full", "shallow"))
     _check(width=width, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
     table = MOBILENET_V1_SHALLOW if depth == "shallow" else MOBILENET_V1
     asked = Options(given(kernel=kernel, expand=expand, se=se, act=act))
     plan = Plan(block, asked, width, depth if not isinstance(depth, str) else 1.0, rounding)
-    return chain(
-        Shape(in_channels, resolution, resolution),
-        stem=shared(conv_norm_act, scale_channels(32, width, rounding), 3, stem_stride, act=act or "relu"),
-        **stage_layers(table, stages, plan),
-        **classifier(classes, head=head, dropout_rate=dropout),
-    )
+    stem = conv_norm_act(scale_channels(32, width, rounding), 3, stem_stride, act=act or "relu")
+    tail = classifier(classes, head=head, dropout_rate=dropout)
+    return Frame(Shape(in_channels, resolution, resolution), {"stem": stem}, table, plan, tail)
 
 
 def mobilenet_v2(
@@ -122,7 +115,6 @@ def mobilenet_v2(
     expand: float | None = None,
     se: float | None = None,
     act: str | None = None,
-    stages: StageOptions | None = None,
     stem_stride: int = 2,
     head_channels: int = 1280,
     head: str = "linear",
@@ -130,7 +122,7 @@ def mobilenet_v2(
     rounding: str = "divisible",
     classes: int = 1000,
     in_channels: int = 3,
-) -> Chain:
+) -> Frame:
     """conv 3x3/2 32, then 17 blocks in 7 stages, 1x1 1280, global pool, linear (Sandler et al., arXiv 1801.04381, table
     2).
 
@@ -143,13 +135,10 @@ def mobilenet_v2(
     act_all = act or "relu6"
     asked = Options(given(act=act_all, kernel=kernel, expand=expand, se=se))
     plan = Plan(block, asked, width, depth, rounding)
-    return chain(
-        Shape(in_channels, resolution, resolution),
-        stem=shared(conv_norm_act, scale_channels(32, width, rounding), 3, stem_stride, act=act_all),
-        **stage_layers(MOBILENET_V2, stages, plan),
-        head=shared(conv_norm_act, scale_channels(head_channels, max(1.0, width), rounding), act=act_all),
-        **classifier(classes, head=head, dropout_rate=dropout),
-    )
+    stem = conv_norm_act(scale_channels(32, width, rounding), 3, stem_stride, act=act_all)
+    last = conv_norm_act(scale_channels(head_channels, max(1.0, width), rounding), act=act_all)
+    tail = {"head": last, **classifier(classes, head=head, dropout_rate=dropout)}
+    return Frame(Shape(in_channels, resolution, resolution), {"stem": stem}, MOBILENET_V2, plan, tail)
 
 
 def mobilenet_v3(
@@ -165,14 +154,13 @@ def mobilenet_v3(
     expand: float | None = None,
     se: float | None = None,
     act: str | None = None,
-    stages: StageOptions | None = None,
     stem_stride: int = 2,
     head_channels: int | None = None,
     dropout: float = 0.2,
     rounding: str = "divisible",
     classes: int = 1000,
     in_channels: int = 3,
-) -> Chain:
+) -> Frame:
     """conv 3x3/2 16 hswish, inverted residuals, 1x1 to 6 times the width, global pool, linear hswish, linear (Howard et
     al., arXiv 1905.02244, tables 1 and 2).
 
@@ -185,18 +173,17 @@ def mobilenet_v3(
     check_number("head_channels", features, whole=True, at_least=1)
     plan = Plan(block, Options(given(kernel=kernel, expand=expand, se=se, act=act)), width, depth, rounding)
     last_act = act or "hswish"
-    return chain(
-        Shape(in_channels, resolution, resolution),
-        stem=shared(conv_norm_act, scale_channels(16, width, rounding), 3, stem_stride, act=last_act),
-        **stage_layers(table, stages, plan),
-        head=lambda x: conv_norm_act(6 * x.channels, act=last_act)(x),
-        pool=Pool,
-        flatten=Flatten,
-        linear=linear(scale_channels(features, width, rounding)),
-        act=activation(last_act),
-        dropout=dropout_layer(dropout),
-        classifier=linear(classes),
-    )
+    tail: dict[str, Layer | None] = {
+        "head": lambda x: conv_norm_act(6 * x.channels, act=last_act)(x),
+        "pool": Pool,
+        "flatten": Flatten,
+        "linear": linear(scale_channels(features, width, rounding)),
+        "act": activation(last_act),
+        "dropout": dropout_layer(dropout),
+        "classifier": linear(classes),
+    }
+    stem = conv_norm_act(scale_channels(16, width, rounding), 3, stem_stride, act=last_act)
+    return Frame(Shape(in_channels, resolution, resolution), {"stem": stem}, table, plan, tail)
 
 
 def staged(
@@ -209,7 +196,6 @@ def staged(
     expand: float | None = None,
     se: float | None = None,
     act: str = "relu",
-    stages: StageOptions | None = None,
     stem_channels: int = 32,
     stem_kernel: int = 3,
     stem_stride: int = 1,
@@ -219,7 +205,7 @@ def staged(
     rounding: str = "divisible",
     classes: int = 10,
     in_channels: int = 3,
-) -> Chain:
+) -> Frame:
     """stem, stages of any blocks, 1x1, global pool, linear: the frame of block spaces (AnyNet's, arXiv 2003.13678,
     section 3.1, with MobileNetV2's head).
 
@@ -234,28 +220,14 @@ def staged(
     if stem_kernel not in (1, 3, 5, 7):
         raise OptionError("stem_kernel", stem_kernel, "kernels are odd: one of 1, 3, 5, 7")
     asked = Options(given(act=act, kernel=kernel, expand=expand, se=se))
-    head_layer: dict[str, Layer | None] = {}
+    stem = conv_norm_act(scale_channels(stem_channels, width, rounding), stem_kernel, stem_stride, act=act)
+    tail = classifier(classes, head=head, dropout_rate=dropout)
     if head_channels:
-        head_layer = {"head": shared(conv_norm_act, scale_channels(head_channels, max(1.0, width), rounding), act=act)}
-    return chain(
-        Shape(in_channels, resolution, resolution),
-        stem=shared(conv_norm_act, scale_channels(stem_channels, width, rounding), stem_kernel, stem_stride, act=act),
-        **stage_layers(_staged_table(stages or {}), stages, Plan(block, asked, width, depth, rounding)),
-        **head_layer,
-        **classifier(classes, head=head, dropout_rate=dropout),
-    )
+        tail = {"head": conv_norm_act(scale_channels(head_channels, max(1.0, width), rounding), act=act), **tail}
+    plan = Plan(block, asked, width, depth, rounding)
+    return Frame(Shape(in_channels, resolution, resolution), {"stem": stem}, STAGED, plan, tail, Stage(1, 2, 1))
 
 
-def _staged_table(stages: StageOptions) -> tuple[Stage, ...]:
-    """The rows of `staged`, and one of depth 1 and stride 2 for each further stage that names its channels."""
-    last = max(stages, default=0)
-    for number in range(len(STAGED) + 1, last + 1):
-        if "channels" not in stages.get(number, {}):
-            raise OptionError(f"stages.{number}.channels", None, f"stage {number} is new and needs its channels")
-    return STAGED + (FURTHER,) * (last - len(STAGED))
-
-
-@lru_cache(maxsize=1024, typed=True)
 def _check(**options: Any) -> None:
     """The checks that the options of all these networks share."""
     check_number("width", options["width"], above=0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mnet_search.models.arch import DEFAULT_INIT, NORM_EPS, NORM_MOMENTUM, Node, OptionError
+from mnet_search.models.arch import DEFAULT_INIT, NORM_EPS, NORM_MOMENTUM, OptionError
 
 # Beyond any network; below it nothing overflows on the way to the costs.
 LARGEST = 1e9
@@ -14,13 +14,14 @@ LARGEST = 1e9
 
 @dataclass(frozen=True)
 class Family:
-    """A row of FAMILIES: the function that makes the network's tree from its options, and what the source of the family
+    """A row of FAMILIES: the function that makes the network's tree (or a Frame, whose stages are open; it then has the
+    option `block`) from its options, and what the source of the family
     says about starting weights and batch norm. Every family has these three as options of the same name.
 
     `init` is a name of the factory's INITIALISATIONS; `norm_momentum` is torch's (1 minus TensorFlow's).
     """
 
-    make: Callable[..., Node]
+    make: Callable[..., Any]
     init: str = DEFAULT_INIT
     norm_eps: float = NORM_EPS
     norm_momentum: float = NORM_MOMENTUM

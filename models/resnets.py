@@ -1,17 +1,17 @@
 """Residual networks: ResNet 18 for CIFAR, and ResNetV2 with pre-activation in its four depths.
 
-To add a family, write the function and its row at the foot. Its keyword arguments are its options.
+To add a family, write the function and its row at the foot. Its keyword arguments are its options; it gives a Frame,
+whose stages `create` fills by its table and by the options of single stages and blocks.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from mnet_search.models.arch import Chain, Layer, Norm, Shape
+from mnet_search.models.arch import Layer, Norm, Shape
 from mnet_search.models.layers import (
     ROUNDING,
     activation,
-    chain,
     classifier,
     conv,
     conv_norm_act,
@@ -19,7 +19,7 @@ from mnet_search.models.layers import (
     scale_channels,
 )
 from mnet_search.models.options import Family, check_choice, check_depth, check_number, given
-from mnet_search.models.stages import Options, Plan, Stage, StageOptions, stage_layers
+from mnet_search.models.stages import Frame, Options, Plan, Stage
 
 RESNET18 = (Stage(64, 1, 2), Stage(128, 2, 2), Stage(256, 2, 2), Stage(512, 2, 2))
 
@@ -34,7 +34,6 @@ def resnet18(
     expand: float | None = None,
     se: float | None = None,
     act: str | None = None,
-    stages: StageOptions | None = None,
     stem: str = "cifar",
     stem_stride: int | None = None,
     head: str = "linear",
@@ -42,7 +41,7 @@ def resnet18(
     rounding: str = "plain",
     classes: int = 10,
     in_channels: int = 3,
-) -> Chain:
+) -> Frame:
     """conv 3x3 64, basic blocks 2, 2, 2, 2 of 64 to 512 channels, global pool, linear (He et al., arXiv 1512.03385,
     with the stem that is usual on CIFAR-10). (in_channels, resolution, resolution) -> (classes,).
 
@@ -54,13 +53,13 @@ def resnet18(
     _check(width, stride, dropout, rounding, head)
     asked = Options(given(kernel=kernel, expand=expand, se=se, act=act))
     channels, kernel_size = scale_channels(64, width, rounding), 7 if stem == "imagenet" else 3
-    return chain(
-        Shape(in_channels, resolution, resolution),
-        stem=conv_norm_act(channels, kernel_size, stride, act=act or "relu"),
-        stem_pool=max_pool(3, 2, 1) if stem == "imagenet" else None,
-        **stage_layers(RESNET18, stages, Plan(block, asked, width, depth, rounding)),
-        **classifier(classes, head=head, dropout_rate=dropout),
-    )
+    layers = {
+        "stem": conv_norm_act(channels, kernel_size, stride, act=act or "relu"),
+        "stem_pool": max_pool(3, 2, 1) if stem == "imagenet" else None,
+    }
+    tail = classifier(classes, head=head, dropout_rate=dropout)
+    plan = Plan(block, asked, width, depth, rounding)
+    return Frame(Shape(in_channels, resolution, resolution), layers, RESNET18, plan, tail)
 
 
 def _bottlenecks(*units: int) -> tuple[Stage, ...]:
@@ -81,7 +80,6 @@ def resnet_v2(
     expand: float | None = None,
     se: float | None = None,
     act: str | None = None,
-    stages: StageOptions | None = None,
     stem: str = "imagenet",
     stem_stride: int | None = None,
     head: str = "conv",
@@ -89,7 +87,7 @@ def resnet_v2(
     rounding: str = "plain",
     classes: int = 1000,
     in_channels: int = 3,
-) -> Chain:
+) -> Frame:
     """conv 7x7/2 64 with bias, max-pool 3/2, bottlenecks of 256 to 2048 channels, BN, ReLU, global pool, 1x1 to the
     classes (He et al., arXiv 1603.05027). (in_channels, resolution, resolution) -> (classes,).
 
@@ -100,16 +98,14 @@ def resnet_v2(
     stride = stem_stride if stem_stride is not None else (2 if stem == "imagenet" else 1)
     _check(width, stride, dropout, rounding, head)
     asked = Options(given(kernel=kernel, expand=expand, se=se, act=act))
-    layers: dict[str, Layer | None] = {
+    layers = {
         "stem": conv(scale_channels(64, width, rounding), 7 if stem == "imagenet" else 3, stride, bias=True),
         "stem_pool": max_pool(3, 2, 1) if stem == "imagenet" else None,
-        **stage_layers(table, stages, Plan(block, asked, width, depth, rounding)),
-        "norm": Norm,
-        "act": activation(act or "relu"),
     }
-    return chain(
-        Shape(in_channels, resolution, resolution), **layers, **classifier(classes, head=head, dropout_rate=dropout)
-    )
+    head_layers = classifier(classes, head=head, dropout_rate=dropout)
+    tail: dict[str, Layer | None] = {"norm": Norm, "act": activation(act or "relu"), **head_layers}
+    plan = Plan(block, asked, width, depth, rounding)
+    return Frame(Shape(in_channels, resolution, resolution), layers, table, plan, tail)
 
 
 def _check(width: float, stem_stride: int, dropout: float, rounding: str, head: str) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
-from mnet_search.models.arch import Layer, Node, OptionError, Shape, UnknownOptionError
+from mnet_search.models.arch import Chain, Layer, Node, OptionError, Shape, UnknownOptionError
 from mnet_search.models.blocks import BLOCKS, make_block, options_of
 from mnet_search.models.layers import chain, is_nothing, scale_channels
 from mnet_search.models.options import check_number
@@ -20,7 +20,7 @@ from mnet_search.models.tables import lookup
 
 
 class Options(dict[str, Any]):
-    """Options by name that can be a key of a cache, so that what follows from them is worked out once. Not to be
+    """Options by name that can be the key of a cache, so that what follows from them is worked out once. Not to be
     changed once it is made. Values are told apart by type as well: True is not 1.
     """
 
@@ -42,7 +42,6 @@ class Options(dict[str, Any]):
         return hash(self) == hash(other) and self._key == other._key
 
 
-StageOptions = Mapping[int, Options]
 # What a stage takes beside the options of its blocks; `blocks` holds options by place, counted from 1.
 STAGE_OPTIONS = ("block", "depth", "width", "channels", "stride", "blocks")
 NOTHING = Options()
@@ -66,9 +65,11 @@ class Stage:
     stride_last: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What the options of the whole network say to every stage."""
+    """What the options of the whole network say to every stage: the block, the options asked of it, the multipliers of
+    width and depth, the rule for rounding widths.
+    """
 
     block: str
     asked: Options
@@ -77,53 +78,97 @@ class Plan:
     rounding: str = "plain"
 
 
-def stage_layers(table: Sequence[Stage], overrides: StageOptions | None, plan: Plan) -> dict[str, Layer | None]:
-    """The stages of a network as layers `stage1`, `stage2`, ... Raises OptionError for a stage, place or option that is
-    not there, and for an option of the whole network that no block takes.
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A network whose stages are still open: what a family with stages gives. `stem` and `tail` are layers by label;
+    `further` is the row of stages beyond the table, for families that allow them.
     """
-    overrides = overrides or {}
-    for number in overrides:
-        if not 1 <= number <= len(table):
-            allowed = f"the network has stages 1 to {len(table)}"
-            raise OptionError(f"stages.{number}", dict(overrides[number]), allowed)
-    specs = [_blocks_of(number, row, overrides.get(number, NOTHING), plan) for number, row in enumerate(table, 1)]
-    _check_taken(plan.asked, specs)
-    return {f"stage{number}": partial(_stage, blocks) for number, blocks in enumerate(specs, 1)}
+
+    input: Shape
+    stem: Mapping[str, Layer | None]
+    stages: Sequence[Stage]
+    plan: Plan
+    tail: Mapping[str, Layer | None]
+    further: Stage | None = None
+
+
+def assemble(frame: Frame, overrides: Mapping[int, Options]) -> Chain:
+    """The network of a frame, with the options of single stages by number.
+
+    Raises OptionError for a stage, place or option that is not there, and for an option of the whole network that no
+    block takes.
+    """
+    rows = _rows(frame, overrides) if overrides else frame.stages
+    specs = [_blocks_of(number, row, overrides.get(number, NOTHING), frame.plan) for number, row in enumerate(rows, 1)]
+    if frame.plan.asked:
+        _check_taken(frame.plan.asked, specs)
+    children, x = _part(frame, "stem", frame.input)
+    found = list(children)
+    for number, blocks in enumerate(specs, 1):
+        node = _stage(blocks, x)
+        if node.children:
+            found.append((f"stage{number}", node))
+            x = node.output
+    return Chain(frame.input, (*found, *_part(frame, "tail", x)[0]))
+
+
+@lru_cache(maxsize=4096)
+def _part(frame: Frame, name: str, x: Shape) -> tuple[tuple[tuple[str, Node], ...], Shape]:
+    """The children of a frame's stem or tail over `x`, and what comes out of them."""
+    layers: Mapping[str, Layer | None] = getattr(frame, name)
+    made = chain(x, **layers)
+    return made.children, made.output
+
+
+def _rows(frame: Frame, overrides: Mapping[int, Options]) -> Sequence[Stage]:
+    """The table, and the further stages that name their channels. Raises OptionError for a stage that is not there."""
+    known, last = len(frame.stages), max(overrides)
+    wrong = [number for number in overrides if number < 1 or (number > known and frame.further is None)]
+    if wrong:
+        allowed = f"the network has stages 1 to {known}"
+        raise OptionError(f"stages.{wrong[0]}", dict(overrides[wrong[0]]), allowed)
+    if frame.further is None or last <= known:
+        return frame.stages
+    for number in range(known + 1, last + 1):
+        if "channels" not in overrides.get(number, NOTHING):
+            raise OptionError(f"stages.{number}.channels", None, f"stage {number} is new and needs its channels")
+    return (*frame.stages, *[frame.further] * (last - known))
+
+
+# Name, output channels, stride and options of one block: hashable, so that equal stages are made once.
+BlockSpec = tuple[str, int, int, Options]
 
 
 def _check_taken(asked: Options, specs: Sequence[tuple[BlockSpec, ...]]) -> None:
     """Raises OptionError for an option that no block takes. Where a block was left out, it might have."""
     unused = asked.keys() - {"act"}  # which the stem takes as well
-    names = {name for blocks in specs for name, *_ in blocks} if unused else set()
+    if not unused:
+        return
+    names = {name for blocks in specs for name, *_ in blocks}
     for option in sorted(unused.difference(*map(_takes, names))):
         if "identity" not in names:
             allowed = f"no block of this network takes it (blocks: {', '.join(sorted(names))})"
             raise OptionError(option, asked[option], f"{allowed}; leave it out, or give it a `when:`")
 
 
-# Name, output channels, stride and options of one block: hashable, so that equal stages are made once.
-BlockSpec = tuple[str, int, int, tuple[tuple[str, Any], ...]]
-
-
 @lru_cache(maxsize=4096)
-def _stage(specs: tuple[BlockSpec, ...], x: Shape) -> Node:
+def _stage(specs: tuple[BlockSpec, ...], x: Shape) -> Chain:
     """The blocks one after another. A block that does nothing leaves no gap in the numbering, so that equal networks
     have equal state-dict names.
     """
-    layers: dict[str, Layer] = {}
+    children: list[tuple[str, Node]] = []
     shape = x
     for spec in specs:
         node = _block(shape, *spec)
-        if is_nothing(node):
-            continue
-        layers[f"block{len(layers) + 1}"] = lambda _, node=node: node  # type: ignore[misc]  # bound now
-        shape = node.output
-    return chain(x, **layers)
+        if not is_nothing(node):
+            children.append((f"block{len(children) + 1}", node))
+            shape = node.output
+    return Chain(x, tuple(children))
 
 
 @lru_cache(maxsize=4096)
-def _block(x: Shape, name: str, channels: int, stride: int, options: tuple[tuple[str, Any], ...]) -> Node:
-    return make_block(name, x, channels=channels, stride=stride, options=dict(options))
+def _block(x: Shape, name: str, channels: int, stride: int, options: Options) -> Node:
+    return make_block(name, x, channels=channels, stride=stride, options=options)
 
 
 @lru_cache(maxsize=256)
@@ -170,5 +215,5 @@ def _blocks_of(number: int, row: Stage, own: Options, plan: Plan) -> tuple[Block
                 del options["hidden"]
         options |= explicit
         stride = own.get("stride", row.stride) if place == (depth if row.stride_last else 1) else 1
-        specs.append((name, channels, stride, tuple(sorted(options.items()))))
+        specs.append((name, channels, stride, Options(sorted(options.items()))))
     return tuple(specs)

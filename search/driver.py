@@ -282,5 +282,12 @@ def _latency(outcome: Outcome) -> dict[str, Any] | None:
         "q1": metrics["latency_q1_ms"],
         "q3": metrics["latency_q3_ms"],
         "n": int(metrics.get("latency_n", 0)),
-        "protocol": protocol | {"batch": int(metrics.get("latency_batch", 1))},
+        "protocol": protocol | {"batch": int(metrics.get("latency_batch", 1))} | _drift(metrics),
     }
+
+
+def _drift(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """How steady the machine was while the latency was taken."""
+    if "latency_drift" not in metrics:
+        return {}
+    return {"drift": metrics["latency_drift"], "good": bool(metrics["latency_good"])}

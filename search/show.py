@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
@@ -11,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.families import FAMILIES, create
 from mnet_search.models.tables import lookup
+from mnet_search.search.printing import echo, print_json, print_table
 from mnet_search.spaces.space import si
 from mnet_search.spaces.yamlfile import parse_value, read
 
@@ -38,7 +37,7 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
     objectives = store.objectives(result.study)
     members = front(frame, objectives)
     if as_json:
-        _print_json(asdict(result) | {"front": _records(members)})
+        print_json(asdict(result) | {"front": _records(members)})
         return
     state = (
         f"stopped at {result.n_finished} of {result.n_asked}"
@@ -56,12 +55,12 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
     where = "" if options.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(options.storage)}"
     name = shlex.quote(result.study)
     if result.stop_signal:
-        _echo(f"\nNext:  mnet-search resume {name}{where}        goes on from here")
+        echo(f"\nNext:  mnet-search resume {name}{where}        goes on from here")
         return
-    _echo(f"\nNext:  mnet-search dashboard {name}{where}        browse the front")
-    _echo(f"       mnet-search report {name}{where}           the same as one HTML file")
-    _echo(f"       mnet-search best {name} --max params=50k{where}")
-    _echo(f"       mnet-search export {name} --best{where}    config and weights, for mnet-search train")
+    echo(f"\nNext:  mnet-search dashboard {name}{where}        browse the front")
+    echo(f"       mnet-search report {name}{where}           the same as one HTML file")
+    echo(f"       mnet-search best {name} --max params=50k{where}")
+    echo(f"       mnet-search export {name} --best{where}    config and weights, for mnet-search train")
 
 
 def find_arch(target: str, overrides: Iterable[str]) -> Arch | None:
@@ -90,17 +89,17 @@ def study_list(store: Store, *, as_json: bool) -> None:
     """Every study in a line."""
     found = store.studies()
     if as_json:
-        _print_json([asdict(s) for s in found])
+        print_json([asdict(s) for s in found])
         return
     if not found:
-        _echo(f"no study in {store.path} yet; start one with: mnet-search run spaces/mobilenet.yaml")
+        echo(f"no study in {store.path} yet; start one with: mnet-search run spaces/mobilenet.yaml")
         return
     table = Table("study", "space", "finished", "running", "failed", "state", "last activity", box=None, pad_edge=False)
     for s in found:
         state = "running" if s.active else ("done" if s.n_finished >= s.n_total_asked else "stopped")
         counts_text = [f"{s.n_finished}/{s.n_total_asked}", str(s.n_running if s.active else 0), str(s.n_failed)]
         table.add_row(s.name, s.space, *counts_text, state, s.last_activity.isoformat(sep=" ", timespec="seconds"))
-    _print_table(table)
+    print_table(table)
 
 
 def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
@@ -117,7 +116,7 @@ def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
             "trials": _records(frame),
             "provenance": store.provenance(name),
         }
-        _print_json(content)
+        print_json(content)
         return
     title = f"Study {name} (space {summary.space}): {summary.n_finished} of {summary.n_total_asked} finished"
     if everything:
@@ -126,9 +125,9 @@ def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
         _print_front(members, summary.objectives, f"{title}. Front: {len(members)} networks, one run each")
     failed = frame[frame["state"] == "failed"]
     for _, row in failed.head(10).iterrows():
-        _echo(f"trial {row['number']} failed: {row['reason']}")
+        echo(f"trial {row['number']} failed: {row['reason']}")
     if len(failed) > 10:
-        _echo(f"... and {len(failed) - 10} more (--json lists all)")
+        echo(f"... and {len(failed) - 10} more (--json lists all)")
 
 
 def best(store: Store, name: str, limits: Mapping[str, float], *, as_json: bool) -> None:
@@ -139,11 +138,11 @@ def best(store: Store, name: str, limits: Mapping[str, float], *, as_json: bool)
     objectives = store.objectives(name)
     row = select(load(store, name), objectives, "best", limits)
     if as_json:
-        _print_json(_records(row)[0])
+        print_json(_records(row)[0])
         return
     within = f" within {', '.join(f'{k} {si(v)}' for k, v in limits.items())}" if limits else ""
     _print_front(row, objectives, f"Best {next(iter(objectives))} of study {name}{within}, a single run")
-    _echo(f"\nNext:  mnet-search export {shlex.quote(name)} --trial {row.iloc[0]['number']}")
+    echo(f"\nNext:  mnet-search export {shlex.quote(name)} --trial {row.iloc[0]['number']}")
 
 
 def exported(
@@ -167,13 +166,13 @@ def exported(
     rows = select(load(store, name), store.objectives(name), which, limits)
     paths = export(store, name, rows, formats, folder, force=force)
     if as_json:
-        _print_json({"files": [str(p) for p in paths]})
+        print_json({"files": [str(p) for p in paths]})
         return
     for path in paths:
-        _echo(str(path))
+        echo(str(path))
     config = next((p for p in paths if p.suffix == ".yaml"), None)
     if config:
-        _echo(f"\nNext:  mnet-search train {shlex.quote(str(config))}")
+        echo(f"\nNext:  mnet-search train {shlex.quote(str(config))}")
 
 
 def trained(
@@ -196,14 +195,14 @@ def trained(
 
     result = train_config(config, arch, folder, on_epoch=on_epoch, device=device, threads=threads)
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
         return
     sd = math.sqrt(result.test_accuracy * (1 - result.test_accuracy) / result.test_images)
-    _echo(
+    echo(
         f"test accuracy {result.test_accuracy:.2%} (one run, {result.test_images} images: sampling error {sd:.2%}), "
         f"validation {result.validation_accuracy:.2%}"
     )
-    _echo(
+    echo(
         f"{si(result.params)} params, {si(result.mult_adds)} mult-adds; "
         f"checkpoint, curve and result in {result.folder}/"
     )
@@ -225,7 +224,7 @@ def machine(*, as_json: bool) -> None:
         key: list(names) for key, names in KNOWN.items()
     }
     if as_json:
-        _print_json(content)
+        print_json(content)
         return
     for key, value in content.items():
         shown = (
@@ -235,7 +234,7 @@ def machine(*, as_json: bool) -> None:
             if isinstance(value, list)
             else value
         )
-        _echo(f"{key:16} {shown or 'none'}")
+        echo(f"{key:16} {shown or 'none'}")
 
 
 def parse_limits(items: list[str]) -> dict[str, float]:
@@ -273,46 +272,9 @@ def _print_front(frame: pd.DataFrame, objectives: Mapping[str, str], title: str,
         }
         cells = [show_value(name, row[name]) for name in names]
         table.add_row(str(row["number"]), *[row["state"]] * state, *cells, show_params(chosen))
-    _print_table(table)
-
-
-def _print_table(table: Table) -> None:
-    """At the terminal's width; unbroken lines where stdout is a pipe."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=240)
-    console.print(table)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(_clean(content), indent=2, default=str))
-
-
-def _clean(value: Any) -> Any:
-    """NaN is not JSON: null."""
-    if isinstance(value, Mapping):
-        return {str(k): _clean(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print_table(table)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     records = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [{str(k): v for k, v in record.items()} for record in records]
-
-
-def _bound_text(name: str, bound: Any) -> str:
-    limits = (("at most", bound.max), ("at least", bound.min))
-    parts = [f"{word} {si(limit)}" for word, limit in limits if limit is not None]
-    return f"{name} {' and '.join(parts)}"
-
-
-def _params_text(chosen: Mapping[str, object]) -> str:
-    return " ".join(f"{name}={value}" for name, value in chosen.items())
-
-
-def _echo(text: str) -> None:
-    print(text)

@@ -13,14 +13,8 @@ from mnet_search.models.arch import Arch
 from mnet_search.models.complexity import costs, shares
 from mnet_search.models.complexity import layers as layers_of
 from mnet_search.models.costs import Costs, LayerCosts
-from mnet_search.search.show import (
-    _bound_text,
-    _echo,
-    _params_text,
-    _print_json,
-    _print_table,
-    find_arch,
-)
+from mnet_search.search.printing import echo, params_text, print_json, print_table
+from mnet_search.search.show import find_arch
 from mnet_search.spaces.schema import COST_NAMES
 from mnet_search.spaces.space import Space, Survey, si
 
@@ -45,23 +39,23 @@ def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
             "ranges": ranges,
             "feasible_ranges": within,
         }
-        _print_json(content | {name: arch.to_json() | asdict(costs(arch)) for name, arch in ends.items()})
+        print_json(content | {name: arch.to_json() | asdict(costs(arch)) for name, arch in ends.items()})
         return
     codes = "infinitely many" if found.n_codes is None else f"{found.n_codes:,}"
     seen = "all looked at" if found.exact else f"{found.n_seen:,} sampled"
-    _echo(f"{space.source.name}: a valid space of {codes} codes ({seen}), {len(found.networks):,} distinct networks")
+    echo(f"{space.source.name}: a valid space of {codes} codes ({seen}), {len(found.networks):,} distinct networks")
     share = len(found.feasible) / len(found.networks)
     budgets = ", ".join(_bound_text(name, bound) for name, bound in space.file.constraints.items()) or "none set"
-    _echo(f"within the budgets ({budgets}): {len(found.feasible):,} networks, {share:.0%}")
+    echo(f"within the budgets ({budgets}): {len(found.feasible):,} networks, {share:.0%}")
     shown = list(dict.fromkeys([*SHOWN, *space.file.constraints]))
     table = Table("", *shown, "network", box=None, pad_edge=False)
     for name, arch in ends.items():
         chosen = found.networks[arch.id][0]
         varied = {key: value for key, value in chosen.items() if len(space.parameters[key].grid() or [0, 1]) > 1}
-        table.add_row(name, *(si(getattr(costs(arch), c)) for c in shown), _params_text(varied))
+        table.add_row(name, *(si(getattr(costs(arch), c)) for c in shown), params_text(varied))
     table.add_row("range", *(f"{si(ranges[c][0])} to {si(ranges[c][1])}" for c in shown), "")
     table.add_row("in budget", *(f"{si(within[c][0])} to {si(within[c][1])}" for c in shown), "")
-    _print_table(table)
+    print_table(table)
 
 
 def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) -> None:
@@ -76,21 +70,21 @@ def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) ->
         return
     total, rows = costs(arch), list(layers_of(arch))
     if as_json:
-        _print_json(_as_json(arch, total, rows))
+        print_json(_as_json(arch, total, rows))
         return
     if layers:
-        _print_table(_layer_table(arch, rows))
-    options = _params_text({name: value for name, value in arch.options.items() if value != ""})
+        print_table(_layer_table(arch, rows))
+    options = params_text({name: value for name, value in arch.options.items() if value != ""})
     parts = shares(rows)
     held = ", ".join(f"{kind} {a:.1%} / {w:.1%}" for kind, (a, w) in parts.items() if w)
     field = f"{total.receptive_field} px" if total.receptive_field else "not defined"
-    _echo(f"{arch.family} {arch.id}  ({options})")
-    _echo(f"params       {total.params:>15,}  trainable; {total.weight_bytes:,} bytes in float32 with statistics")
-    _echo(f"mult-adds    {total.mult_adds:>15,}  of convolutions and linear layers, batch 1, input {arch.input}")
-    _echo(f"activations  {total.activations:>15,}  output elements of convolutions and linear layers")
-    _echo(f"peak         {total.peak_activations:>15,}  elements of feature maps alive at once")
-    _echo(f"sees         {field:>15}  receptive field of a pixel of the last feature map")
-    _echo(f"shares       {held}  (of mult-adds / of weights)")
+    echo(f"{arch.family} {arch.id}  ({options})")
+    echo(f"params       {total.params:>15,}  trainable; {total.weight_bytes:,} bytes in float32 with statistics")
+    echo(f"mult-adds    {total.mult_adds:>15,}  of convolutions and linear layers, batch 1, input {arch.input}")
+    echo(f"activations  {total.activations:>15,}  output elements of convolutions and linear layers")
+    echo(f"peak         {total.peak_activations:>15,}  elements of feature maps alive at once")
+    echo(f"sees         {field:>15}  receptive field of a pixel of the last feature map")
+    echo(f"shares       {held}  (of mult-adds / of weights)")
 
 
 def _as_json(arch: Arch, total: Costs, rows: list[LayerCosts]) -> dict[str, Any]:
@@ -139,9 +133,9 @@ def paper(*, as_json: bool) -> None:
 
     rows = list(compare())
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
         return
-    _echo("MobileNetV1 (arXiv 1704.04861): as printed, and as the layers add up. Top-1 is the paper's, on ImageNet.")
+    echo("MobileNetV1 (arXiv 1704.04861): as printed, and as the layers add up. Top-1 is the paper's, on ImageNet.")
     table = Table(box=None, pad_edge=False)
     for name in ("table", "network", "top-1 %", "mult-adds", "exact", "params", "exact ", "note"):
         table.add_column(name, justify="left" if name in ("network", "note") else "right", no_wrap=name != "note")
@@ -159,7 +153,13 @@ def paper(*, as_json: bool) -> None:
             pair = [_million(row.printed_mult_adds), f"{row.exact_mult_adds:,.0f}"]
             pair += [_million(row.printed_params), f"{row.exact_params:,.0f}"]
         table.add_row(number, row.model, top1, *pair, row.note)
-    _print_table(table)
+    print_table(table)
+
+
+def _bound_text(name: str, bound: Any) -> str:
+    limits = (("at most", bound.max), ("at least", bound.min))
+    parts = [f"{word} {si(limit)}" for word, limit in limits if limit is not None]
+    return f"{name} {' and '.join(parts)}"
 
 
 def _million(value: float) -> str:

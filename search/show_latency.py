@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mnet_search.models.arch import Arch, MnetError
-from mnet_search.search.show import _echo, _print_json, _print_table, find_arch
+from mnet_search.search.printing import echo, print_json, print_table
+from mnet_search.search.show import find_arch
 
 if TYPE_CHECKING:
     from mnet_search.models.latency import Latency, Protocol
@@ -54,25 +55,25 @@ def measured(target: str, overrides: list[str], wanted: Sequence[Protocol], *, a
                 _print_measured(arch, found[-1])
     if as_json:
         rows = [asdict(latency) | {"latency_ms": latency.latency_ms} for latency in found]
-        _print_json({"arch_id": arch.id} | (rows[0] if len(rows) == 1 else {"measurements": rows}))
+        print_json({"arch_id": arch.id} | (rows[0] if len(rows) == 1 else {"measurements": rows}))
 
 
 def _print_measured(arch: Arch, found: Latency) -> None:
-    _echo(f"{arch.family} {arch.id}  input {arch.input}, {_conditions(asdict(found))}, {found.device}")
+    echo(f"{arch.family} {arch.id}  input {arch.input}, {_conditions(asdict(found))}, {found.device}")
     runs = f"n = {found.n} after {found.warmup} warm-up runs"
     if found.statistic == "mean":
-        _echo(f"latency      {found.mean_ms:.3g} ms  (mean; sd {found.sd_ms:.2g}, {runs})")
+        echo(f"latency      {found.mean_ms:.3g} ms  (mean; sd {found.sd_ms:.2g}, {runs})")
     else:
-        _echo(
+        echo(
             f"latency      {found.median_ms:.3g} ms  (median; quartiles {found.q1_ms:.3g} to {found.q3_ms:.3g}, {runs})"
         )
-    _echo(
+    echo(
         f"reference    {found.reference_ms:.3g} ms  "
         f"(drifted {100 * found.drift:.0f} %, bound {100 * found.drift_bound:.0f} %; "
         f"the network takes {found.ratio:.3g} times as long)"
     )
     if found.warning:
-        _echo(found.warning)
+        echo(found.warning)
 
 
 def predicted(
@@ -92,13 +93,13 @@ def predicted(
             row = {"batch": protocol.batch, "table": table.space, "reference_ms": table.reference_ms}
             rows.append(row | asdict(prediction) | {"table_error": error})
             if not as_json:
-                _echo(f"{arch.family} {arch.id}  input {arch.input}, {_conditions(dict(table.fingerprint))}, predicted")
-                _echo(f"latency      {prediction.latency_ms:.3g} ms  (table of {table.space}; {_error_text(table)})")
-                _echo(f"reference    {table.reference_ms:.3g} ms  (when the table was built; times go with it)")
+                echo(f"{arch.family} {arch.id}  input {arch.input}, {_conditions(dict(table.fingerprint))}, predicted")
+                echo(f"latency      {prediction.latency_ms:.3g} ms  (table of {table.space}; {_error_text(table)})")
+                echo(f"reference    {table.reference_ms:.3g} ms  (when the table was built; times go with it)")
                 if prediction.estimated:
-                    _echo(f"estimated    {_estimated_text(prediction.estimated, prediction.n_layers)}")
+                    echo(f"estimated    {_estimated_text(prediction.estimated, prediction.n_layers)}")
     if as_json:
-        _print_json({"arch_id": arch.id} | (rows[0] if len(rows) == 1 else {"predictions": rows}))
+        print_json({"arch_id": arch.id} | (rows[0] if len(rows) == 1 else {"predictions": rows}))
 
 
 def built(
@@ -137,19 +138,19 @@ def built(
                 _print_built(table, storage)
     if as_json:
         rows = [summary(table) for table in tables]
-        _print_json(rows[0] if len(rows) == 1 else {"tables": rows})
+        print_json(rows[0] if len(rows) == 1 else {"tables": rows})
 
 
 def _print_built(table: LatencyTable, storage: str) -> None:
-    _echo(
+    echo(
         f"latency table of {table.space}: {len(table.layers):,} layers, timed in {table.n_networks} networks in "
         f"{table.seconds:.0f} s; stored in {storage}"
     )
-    _echo(f"conditions   {', '.join(f'{name} {value}' for name, value in table.fingerprint.items())}")
-    _echo(f"error        {_error_text(table)}")
-    _echo(f"reference    {table.reference_ms:.3g} ms  (drifted {100 * table.drift:.0f} %; every time is divided by it)")
+    echo(f"conditions   {', '.join(f'{name} {value}' for name, value in table.fingerprint.items())}")
+    echo(f"error        {_error_text(table)}")
+    echo(f"reference    {table.reference_ms:.3g} ms  (drifted {100 * table.drift:.0f} %; every time is divided by it)")
     if table.error and (table.error.median > LIMIT_ERROR or table.error.spearman < LIMIT_SPEARMAN):
-        _echo(
+        echo(
             f"a rough table: its median error should be at most {100 * LIMIT_ERROR:.0f} % and Spearman's correlation "
             f"at least {LIMIT_SPEARMAN}; close other programs and build it again"
         )
@@ -163,10 +164,10 @@ def listed(storage: str, *, as_json: bool) -> None:
     with Store(storage) as store:
         found, path = stored(store), store.path
     if as_json:
-        _print_json([summary(s.table) | {"created": s.created.isoformat(timespec="seconds")} for s in found])
+        print_json([summary(s.table) | {"created": s.created.isoformat(timespec="seconds")} for s in found])
         return
     if not found:
-        _echo(f"no latency table in {path} yet; build one with: mnet-search latency table --build SPACE")
+        echo(f"no latency table in {path} yet; build one with: mnet-search latency table --build SPACE")
         return
     table = Table(
         "space", "device", "conditions", "layers", "error", "Spearman", "n", "built", box=None, pad_edge=False
@@ -177,7 +178,7 @@ def listed(storage: str, *, as_json: bool) -> None:
         device = str(facts.get("gpu", facts.get("processor", "")))
         when = s.created.isoformat(sep=" ", timespec="seconds")
         table.add_row(s.table.space, device, _conditions(facts), str(len(s.table.layers)), *figures, when)
-    _print_table(table)
+    print_table(table)
 
 
 def summary(table: LatencyTable) -> dict[str, Any]:
@@ -196,10 +197,10 @@ def _refuse_what_cannot_fit(arch: Arch, protocol: Protocol) -> None:
     """Before the system grants memory that it does not have and then kills the process: input and output of the
     largest layer against the machine's memory. Raises MnetError.
     """
+    from mnet_search.models.complexity import layers
     from mnet_search.models.latency import DTYPES, too_large
-    from mnet_search.models.latency_table import layers_of
 
-    largest = max((layer.input.elements + layer.output.elements for layer in layers_of(arch)), default=0)
+    largest = max((layer.input.elements + layer.output.elements for layer in layers(arch)), default=0)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if protocol.device == "cpu" and largest * protocol.batch * DTYPES[protocol.dtype].itemsize > memory:
         raise too_large(arch.input, protocol)

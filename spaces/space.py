@@ -125,30 +125,30 @@ class Space:
         return [self.file.family] if self.file.family is not None else [str(v) for v in self.values("family")]
 
     @cached_property
-    def _spread(self) -> dict[str, dict[Value, dict[str, Any]]]:
-        """For each parameter that chooses blocks: its values as options of the family."""
-        found = {}
-        for name, parameter in self.parameters.items():
-            path = name.split(".")
-            if path[-1] == "block" or (len(path) == 4 and path[2] == "blocks"):
-                found[name] = {value: self._block_options(name, path, value) for value in parameter.grid() or []}
-        return found
+    def _places(self) -> dict[str, dict[Value, Options]]:
+        """For each parameter that chooses the block at one place: its values as what the family takes there."""
+        return {
+            name: {value: self._variant(value) for value in parameter.grid() or []}
+            for name, parameter in self.parameters.items()
+            if name.split(".")[2:3] == ["blocks"] and name.count(".") == 3
+        }
 
-    def _block_options(self, name: str, path: list[str], value: Value) -> dict[str, Any]:
-        variant = Options(self.file.blocks.get(str(value), {"block": value}))
-        if path[-1] != "block":
-            return {name: variant}
-        prefix = ".".join(path[:-1])
-        return {f"{prefix}.{option}" if prefix else option: of_it for option, of_it in variant.items()}
+    def _variant(self, value: Value) -> Options:
+        return Options(self.file.blocks.get(str(value), {"block": value}))
+
+    @cached_property
+    def _choosers(self) -> list[str]:
+        """The parameters that choose the block of a stage or of the network by a name of the file's `blocks`."""
+        return [n for n in self.parameters if self.file.blocks and n.split(".")[-1] == "block"]
 
     def arch(self, params: Mapping[str, Value]) -> Arch:
         """The network of an assignment. Raises SpaceError that points at the parameter's line."""
-        spread, options = self._spread, dict[str, Any]()
-        for name, value in params.items():
-            if name in spread:
-                options |= spread[name][value]
-            else:
-                options[name] = value
+        places = self._places
+        options: dict[str, Any] = {n: places[n][v] if n in places else v for n, v in params.items()}
+        for name in self._choosers:
+            if name in options:
+                prefix = name.removesuffix("block")
+                options |= {prefix + option: of_it for option, of_it in self._variant(options[name]).items()}
         family = str(options.pop("family", self.file.family))
         try:
             return create(family, **{**options, **self.fixed})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mnet_search.models.arch import MnetError, Shape
 from mnet_search.models.factory import build
 from mnet_search.models.families import create
-from mnet_search.models.latency import PROTOCOLS, Protocol, drift_of, fold_norms, measure
+from mnet_search.models.latency import PROTOCOLS, Protocol, drift_of, fold_norms, folded, measure
 
 FIXED = Protocol(until_stable=False)  # as many warm-ups as it says
 
@@ -225,3 +225,15 @@ def test_on_a_gpu_events_time_launches_or_a_graph(graph: bool) -> None:
     found = measure(build(arch), arch.input, Protocol(device="cuda", graph=graph, repeats=10))
     assert 0 < found.q1_ms <= found.median_ms <= found.q3_ms
     assert found.device == torch.cuda.get_device_name()
+
+
+def test_torchvisions_norms_are_folded_as_well() -> None:
+    module = build(create("torchvision:mobilenet_v3_small", resolution=64, classes=4))
+    with torch.no_grad():
+        for _ in range(2):
+            module.train()(torch.rand(4, 3, 64, 64))
+        images = torch.rand(2, 3, 64, 64)
+        expected = module.eval()(images)
+        ready = folded(module)
+        assert not any(isinstance(part, nn.BatchNorm2d) for part in ready.modules())
+        torch.testing.assert_close(ready(images), expected, atol=1e-4, rtol=1e-4)
