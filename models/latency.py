@@ -245,7 +245,7 @@ def folded(module: nn.Module) -> nn.Module:
         from torch.fx.experimental.optimization import fuse
 
         with contextlib.suppress(Exception):  # whatever code not written for tracing raises while it is traced
-            return fuse(module)  # type: ignore[no-any-return, no-untyped-call]  # torch's is not typed
+            return fuse(module)
     return module
 
 

@@ -25,6 +25,8 @@ class Options(dict[str, Any]):
     """
 
     __slots__ = ("_hash", "_key")
+    _hash: int
+    _key: str
 
     def __hash__(self) -> int:  # type: ignore[override]  # a dict has none
         try:

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mnet_search.models.arch import ACTIVATIONS, Arch
-from mnet_search.models.blocks import BLOCKS, options_of
+from mnet_search.models.arch import ACTIVATIONS, Arch, Node, Shape
+from mnet_search.models.blocks import BLOCKS, make_block, options_of
 from mnet_search.models.complexity import costs, layers
 from mnet_search.models.factory import to_module
 from mnet_search.models.families import create
+from mnet_search.models.layers import is_nothing, squeeze_excite
 from mnet_search.models.traced import LAYER_ROLES, Traced, TracedLayer, survey
 
 from small_networks import SMALL, every_block
@@ -83,6 +84,23 @@ BLOCK_CASES = [
 def test_of_every_block(block: str, change: dict[str, Any]) -> None:
     changes = {f"stages.2.{option}": value for option, value in {"block": block, "depth": 3, **change}.items()}
     assert_same_costs(create("staged", width=0.25, resolution=17, **changes))
+
+
+X = Shape(16, 9, 9)
+PARTS: dict[str, Node] = {
+    "gate": squeeze_excite(0.25)(X),
+    **{f"{name}-{c}": make_block(name, X, channels=c, stride=1, options={}) for name in BLOCKS for c in (8, 16, 32)},
+}
+PARTS = {name: part for name, part in PARTS.items() if not is_nothing(part)}
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_of_every_block_alone(name: str) -> None:
+    """In a network a part's own peak hides behind that of a larger one."""
+    closed, traced = costs(PARTS[name]), survey(to_module(PARTS[name]), X)
+    assert closed.peak_activations == traced.peak_activations
+    assert closed.receptive_field == traced.receptive_field
+    assert (closed.params, closed.mult_adds) == (traced.params, traced.mult_adds)
 
 
 def test_of_all_blocks_together() -> None:
