@@ -101,16 +101,16 @@ def assemble(frame: Frame, overrides: Mapping[int, Options]) -> Chain:
     block takes.
     """
     rows = _rows(frame, overrides) if overrides else frame.stages
-    specs = [_blocks_of(number, row, overrides.get(number, NOTHING), frame.plan) for number, row in enumerate(rows, 1)]
-    if frame.plan.asked:
-        _check_taken(frame.plan.asked, specs)
     children, x = _part(frame, "stem", frame.input)
-    found = list(children)
-    for number, blocks in enumerate(specs, 1):
-        node = _stage(blocks, x)
+    found, names = list(children), []
+    for number, row in enumerate(rows, 1):
+        node, blocks = _stage(number, row, overrides.get(number, NOTHING), frame.plan, x)
+        names.append(blocks)
         if node.children:
             found.append((f"stage{number}", node))
             x = node.output
+    if frame.plan.asked:
+        _check_taken(frame.plan.asked, names)
     return Chain(frame.input, (*found, *_part(frame, "tail", x)[0]))
 
 
@@ -141,12 +141,12 @@ def _rows(frame: Frame, overrides: Mapping[int, Options]) -> Sequence[Stage]:
 BlockSpec = tuple[str, int, int, Options]
 
 
-def _check_taken(asked: Options, specs: Sequence[tuple[BlockSpec, ...]]) -> None:
+def _check_taken(asked: Options, of_stages: Sequence[frozenset[str]]) -> None:
     """Raises OptionError for an option that no block takes. Where a block was left out, it might have."""
     unused = asked.keys() - {"act"}  # which the stem takes as well
     if not unused:
         return
-    names = {name for blocks in specs for name, *_ in blocks}
+    names = frozenset[str]().union(*of_stages)
     for option in sorted(unused.difference(*map(_takes, names))):
         if "identity" not in names:
             allowed = f"no block of this network takes it (blocks: {', '.join(sorted(names))})"
@@ -154,7 +154,14 @@ def _check_taken(asked: Options, specs: Sequence[tuple[BlockSpec, ...]]) -> None
 
 
 @lru_cache(maxsize=4096)
-def _stage(specs: tuple[BlockSpec, ...], x: Shape) -> Chain:
+def _stage(number: int, row: Stage, own: Options, plan: Plan, x: Shape) -> tuple[Chain, frozenset[str]]:
+    """One stage over `x`, and the names of its blocks."""
+    specs = _blocks_of(number, row, own, plan)
+    return _row_of_blocks(specs, x), frozenset(name for name, *_ in specs)
+
+
+@lru_cache(maxsize=4096)
+def _row_of_blocks(specs: tuple[BlockSpec, ...], x: Shape) -> Chain:
     """The blocks one after another. A block that does nothing leaves no gap in the numbering, so that equal networks
     have equal state-dict names.
     """
@@ -178,7 +185,6 @@ def _takes(name: str) -> frozenset[str]:
     return frozenset(options_of(lookup(BLOCKS, name, "block")))
 
 
-@lru_cache(maxsize=4096)
 def _blocks_of(number: int, row: Stage, own: Options, plan: Plan) -> tuple[BlockSpec, ...]:
     """The blocks of one stage, every option decided."""
     prefix = f"stages.{number}"

@@ -284,6 +284,6 @@ def test_every_command_stands_in_the_readme() -> None:
 
 
 def test_json_has_no_nan() -> None:
-    from mnet_search.search.show import _clean
+    from mnet_search.search.printing import _clean
 
     assert _clean({"a": [math.nan, 1.0, (math.inf,)]}) == {"a": [None, 1.0, [None]]}

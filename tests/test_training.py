@@ -384,7 +384,7 @@ data = Data(Facts("made up", 1, 2, 8, 8, ("0", "1"), True, ""), part, part, (0.5
 nn = torch.nn
 module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
 print(len(list(train(module, data, TrainingOptions(epochs=2), resolution=8, seed=0))))
-latency.measure(module, Shape(1, 8, 8), repeats=2)
+latency.measure(module, Shape(1, 8, 8), latency.Protocol(repeats=2))
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
