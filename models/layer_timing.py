@@ -53,9 +53,9 @@ from mnet_search.models.latency_table import (
     sizes,
 )
 
-ROUNDS = 8  # of reference, whole networks and stepwise passes, by turns
+ROUNDS = 12  # of reference, whole networks and stepwise passes, by turns
 PASSES = 3  # of each in a round; the first after the reference finds foreign data in the caches and is not counted
-TURNS = 5  # measurements of each held-out network, all of them by turns: noise comes in stretches
+TURNS = 9  # measurements of each held-out network, all of them by turns: noise comes in stretches
 OnMeasured = Callable[[int, int], None]  # measurements done, measurements in all
 
 
