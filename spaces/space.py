@@ -28,7 +28,7 @@ Params = dict[str, Value]
 # What decides whether two runs belong to one study. How far and how fast to search (search, resources) may change
 # between runs.
 IDENTITY = ("family", "blocks", "data", "parameters", "objectives", "constraints", "training")
-SURVEY_LIMIT = 50_000
+SURVEY_LIMIT = 20_000
 
 
 @dataclass(frozen=True)
