@@ -37,7 +37,7 @@ class OptionError(MnetError):
 
     def __init__(self, option: str, value: object, allowed: str):
         super().__init__(f"{option}={value!r} is not possible: {allowed}")
-        self.option = option
+        self.option, self.value, self.allowed = option, value, allowed
 
 
 class UnknownOptionError(OptionError):
@@ -45,7 +45,7 @@ class UnknownOptionError(OptionError):
 
     def __init__(self, option: str, owner: str, known: str):
         MnetError.__init__(self, f"{owner} has no option {option!r}{known}")
-        self.option = option
+        self.option, self.value, self.allowed = option, None, known
 
 
 class TooSmallError(MnetError):

@@ -195,7 +195,9 @@ def expanded(x: Shape, expand: float, hidden: int | None = None) -> int:
     """Channels inside an inverted residual: `hidden`, or the input's times `expand`, to the nearest whole number."""
     inner = hidden if hidden is not None else round(x.channels * expand)
     if inner < 1:
-        raise OptionError("expand", expand, f"it leaves {x.channels} channels with none")
+        raise OptionError(
+            "expand", expand, f"it leaves {x.channels} channels with none; use {1 / x.channels:.3g} or more"
+        )
     return inner
 
 
@@ -238,7 +240,7 @@ def check_option(option: str, value: Any, default: Any = None) -> None:
         raise OptionError(option, value, f"kernels are odd: one of {', '.join(map(str, KERNELS))}")
     if option == "expand" and not (number and 0 < value <= 100):
         raise OptionError(option, value, "the expansion is a number above 0, at most 100")
-    if option in ("hidden", "shrink") and value is not None and not (whole and value >= 1):
+    if option in ("hidden", "shrink") and value != default and not (whole and value >= 1):
         raise OptionError(option, value, "it is a whole number, 1 or more")
     if option == "se" and not (number and 0 <= value <= 1):
         raise OptionError(option, value, "squeeze-excite is a share of the channels between 0 (off) and 1")

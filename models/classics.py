@@ -6,10 +6,11 @@ To add a family, write the function and its row at the foot. Its keyword argumen
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from mnet_search.models.arch import Chain, Flatten, Layer, Norm, Shape
-from mnet_search.models.blocks import inception, separable
+from mnet_search.models.blocks import check_option, inception, separable
 from mnet_search.models.layers import (
     activation,
     chain,
@@ -21,7 +22,7 @@ from mnet_search.models.layers import (
     scale_channels,
 )
 from mnet_search.models.layers import dropout as dropout_layer
-from mnet_search.models.options import Family, check_choice, check_depth, check_number
+from mnet_search.models.options import Family, check_choice, check_depth, check_flag, check_number
 
 
 def mobilenet_cifar(
@@ -39,6 +40,7 @@ def mobilenet_cifar(
     linear: a small MobileNet for CIFAR-10 written in TensorFlow. (in_channels, resolution, resolution) -> (classes,).
     """
     _check(width=width, dropout=dropout, stem_stride=stem_stride)
+    check_option("kernel", kernel)
     layers: dict[str, Layer | None] = {}
     for number, (channels, stride, norm) in enumerate(
         [(64, 1, False), (128, 2, False), (128, 1, True), (256, 2, True)], start=1
@@ -173,7 +175,7 @@ def vgg16(
     norm: bool = True,
     stem_stride: int = 1,
     dropout: float = 0.2,
-    conv_dropout: float | None = None,
+    conv_dropout: float = 0.2,
     hidden: int = 512,
     classes: int = 10,
     in_channels: int = 3,
@@ -181,22 +183,22 @@ def vgg16(
     """13 3x3 convolutions in five groups of 64 to 512 channels, each group ended by a max-pool, linear twice, linear
     (Simonyan and Zisserman, arXiv 1409.1556, table 1 D, with BN). (in_channels, resolution, resolution) -> (classes,).
 
-    `hidden` is the width of the two linear layers; `conv_dropout` the dropout after each pool (None: as `dropout`);
+    `hidden` is the width of the two linear layers; `dropout` that after each of them, `conv_dropout` that after
+    each pool;
     `depth` multiplies the convolutions of each group.
     """
     check_depth(depth)
-    conv_rate = dropout if conv_dropout is None else conv_dropout
-    _check(width=width, dropout=dropout, conv_dropout=conv_rate, stem_stride=stem_stride, hidden=hidden)
-    check_choice("norm", norm, (True, False))  # type: ignore[arg-type]  # words or truth values alike
+    _check(width=width, dropout=dropout, conv_dropout=conv_dropout, stem_stride=stem_stride, hidden=hidden)
+    check_flag("norm", norm)
     layers: dict[str, Layer | None] = {}
     for group, (channels, repeats) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], start=1):
-        for place in range(1, max(1, round(repeats * depth)) + 1):
+        for place in range(1, math.ceil(repeats * depth - 1e-9) + 1):
             stride = stem_stride if group == place == 1 else 1
             layers[f"conv{group}_{place}"] = conv_norm_act(
                 scale_channels(channels, width), 3, stride, act=act, bias=True, norm=norm
             )
         layers[f"pool{group}"] = max_pool(2, 2)
-        layers[f"dropout{group}"] = dropout_layer(conv_rate)
+        layers[f"dropout{group}"] = dropout_layer(conv_dropout)
     return chain(
         Shape(in_channels, resolution, resolution),
         **layers,
@@ -226,11 +228,11 @@ def inception10(
     check_depth(depth)
     _check(width=width, dropout=dropout, stem_stride=stem_stride)
     check_choice("head", head, ("linear", "conv"))
-    check_choice("bias", bias, (True, False))  # type: ignore[arg-type]  # words or truth values alike
+    check_flag("bias", bias)
     layers: dict[str, Layer | None] = {}
     for group, channels in enumerate((16, 32), start=1):
         out = 4 * scale_channels(channels, width)
-        for place in range(1, max(1, round(2 * depth)) + 1):
+        for place in range(1, math.ceil(2 * depth - 1e-9) + 1):
             stride = 2 if place == 1 else 1
             layers[f"unit{group}_{place}"] = partial(inception, channels=out, stride=stride, act=act, bias=bias)
     return chain(
@@ -264,17 +266,20 @@ def _check(**options: float) -> None:
             check_number(name, value, whole=True, at_least=1)
 
 
-# Keras' layers start from Glorot's uniform distribution, and so does TensorFlow's own get_variable.
+# Keras' layers start from Glorot's uniform distribution, and so does TensorFlow's own get_variable; batch norm has an
+# eps of 0.001 and a momentum of 0.99 there.
+_keras = partial(Family, init="glorot", norm_eps=1e-3, norm_momentum=0.01)
+
 FAMILIES: dict[str, Family] = {
-    "mobilenet_cifar": Family(mobilenet_cifar, init="glorot"),
-    "baseline": Family(baseline, init="glorot"),
+    "mobilenet_cifar": _keras(mobilenet_cifar),
+    "baseline": _keras(baseline),
     "lenet5": Family(lenet5, init="glorot"),
-    "alexnet8": Family(alexnet8, init="glorot"),
-    "vgg16": Family(vgg16, init="glorot"),
+    "alexnet8": _keras(alexnet8),
+    "vgg16": _keras(vgg16),
     # The paper's network has no BN, dropout 0.5 after the two linear layers alone, and 4096 features in each.
     "vgg16_imagenet": Family(
         partial(vgg16, resolution=224, classes=1000, hidden=4096, norm=False, dropout=0.5, conv_dropout=0.0),
         init="he_fan_out",
     ),
-    "inception10": Family(inception10, init="glorot"),
+    "inception10": _keras(inception10),
 }

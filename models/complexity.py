@@ -3,7 +3,7 @@
 mult-adds are multiply-adds of convolutions and linear layers at batch 1, as the MobileNet papers count them (no batch
 norm, activation, pooling or bias); params are trainable ones (a batch norm has 2 per channel; its running statistics
 are not counted); activations are the output elements of convolutions and linear layers (Radosavovic et al., arXiv
-2003.13678, section 2).
+2003.13678, section 4, who count convolutions alone).
 
 Peak activations are the most elements of feature maps that exist at one moment of inference at batch 1, layer after
 layer: a convolution, linear layer or pooling needs its input and its output; batch norm, activation, dropout and

@@ -166,8 +166,8 @@ def _he_fan_in(part: nn.Conv2d | nn.Linear) -> None:
 
 
 def _he_fan_out(part: nn.Conv2d | nn.Linear) -> None:
-    """Convolutions: He normal over the fan-out; linear: normal with sd 0.01 (torchvision's MobileNetV2, MobileNetV3,
-    ResNet and VGG).
+    """Convolutions: He normal over the fan-out; linear: normal with sd 0.01 (torchvision's MobileNetV2, MobileNetV3
+    and VGG; its ResNets keep torch's own for the linear layer).
     """
     _he(part, "fan_out")
 

@@ -31,15 +31,17 @@ from mnet_search.models.arch import (
     Shape,
     TooSmallError,
     UnknownOptionError,
+    walk,
 )
 from mnet_search.models.blocks import BLOCKS, options_of
 from mnet_search.models.options import Family, check_choice, check_number
-from mnet_search.models.stages import STAGE_OPTIONS, Frame, Options, assemble
+from mnet_search.models.stages import NOTHING, STAGE_OPTIONS, Frame, Options, assemble
 from mnet_search.models.tables import lookup, nearest
 
 TORCHVISION = "torchvision:"
-# Rules for starting weights; the factory has their formulas and sources.
+# Options that no family's function takes itself.
 OF_EVERY_FAMILY = ("init", "norm_eps", "norm_momentum")
+# Rules for starting weights; the factory has their formulas and sources.
 INITS = ("he_fan_in", "he_fan_out", "glorot", "torch")
 
 
@@ -56,7 +58,21 @@ def find_family(name: str) -> Family:
         if ":" in name:
             raise
         raise MnetError(str(error).replace("; or package", "; torchvision:NAME; or package")) from None
-    return found if isinstance(found, Family) else Family(found)
+    return found if isinstance(found, Family) else _own_family(name, found)
+
+
+def _own_family(name: str, found: Any) -> Family:
+    """The row of a user's function. Raises MnetError for what cannot be one."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        raise MnetError(f"family {name!r}: it is no function; write one of a network's options") from None
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if needed:
+        raise MnetError(
+            f"family {name!r}: its option {needed[0]!r} has no default; the options of a family all have one"
+        )
+    return Family(found)
 
 
 @lru_cache(maxsize=256)
@@ -75,8 +91,16 @@ def _torchvision_network(
     """
     if dropout is not None:
         check_number("dropout", dropout, at_least=0, below=1)
-    options = () if dropout is None else (("dropout", dropout),)
+    own = dropout is None or _drops_by(name.removeprefix(TORCHVISION), float(dropout))
+    options = () if own or dropout is None else (("dropout", float(dropout)),)
     return External(Shape(in_channels, resolution, resolution), name, classes, options)
+
+
+def _drops_by(name: str, rate: float) -> bool:
+    """Whether torchvision's network has this dropout already, so that asking for it changes nothing."""
+    from mnet_search.models.traced import build_torchvision
+
+    return {part.p for part in build_torchvision(name, meta=True).modules() if hasattr(part, "p")} == {rate}
 
 
 @lru_cache(maxsize=256)
@@ -97,6 +121,11 @@ def options_of_family(name: str) -> dict[str, Any]:
     return dict(_signature(name))
 
 
+def _counts(number: str) -> bool:
+    """Whether a part of a path is a number in its one spelling: 01 would be a second name for 1."""
+    return number.isdecimal() and number == str(int(number)) and number != "0"
+
+
 def check_option_names(family: str, names: list[str]) -> None:
     """Raises OptionError for the first name that is neither an option of the family nor a path to a stage or block
     that it could take.
@@ -110,15 +139,15 @@ def check_option_names(family: str, names: list[str]) -> None:
         match name.split("."):
             case [plain] if plain in known:
                 continue
-            case ["stages", number] if has_stages and number.isdigit():
+            case ["stages", number] if has_stages and _counts(number):
                 continue
-            case ["stages", number, "blocks", place] if has_stages and (number + place).isdigit():
+            case ["stages", number, "blocks", place] if has_stages and _counts(number) and _counts(place):
                 continue
-            case ["stages", number, option] if has_stages and number.isdigit():
+            case ["stages", number, option] if has_stages and _counts(number):
                 if option not in at_stage:
                     known_text = f"{nearest(option, at_stage)} (a stage takes: {', '.join(at_stage)})"
                     raise UnknownOptionError(name, f"family {family}", known_text)
-            case ["stages", number, "blocks", place, option] if has_stages and (number + place).isdigit():
+            case ["stages", number, "blocks", place, option] if has_stages and _counts(number) and _counts(place):
                 if option not in at_place:
                     known_text = f"{nearest(option, at_place)} (a block takes: {', '.join(at_place)})"
                     raise UnknownOptionError(name, f"family {family}", known_text)
@@ -174,12 +203,16 @@ def _base(family: str, names: tuple[str, ...], *values: Any) -> _Base:
         made = row.make(**arguments)
     except TooSmallError as error:
         raise _too_small(row, arguments, {}, str(error)) from None
+    if not isinstance(made, Frame) and not isinstance(getattr(made, "input", None), Shape):
+        raise MnetError(f"family {family!r} gave {made!r}, which is no network; it should give a Chain or a Frame")
     kept = {name: value for name, value in resolved.items() if value is not None}
     if isinstance(made, External):
         return _Base(row, arguments, made, kept, DEFAULT_INIT, (NORM_EPS, NORM_MOMENTUM))
     check_choice("init", resolved["init"], INITS)
     for name in ("norm_eps", "norm_momentum"):
         check_number(name, resolved[name], above=0, below=1)
+        if name in asked and isinstance(made, Chain) and not any(isinstance(node, Norm) for _, node in walk(made)):
+            raise OptionError(name, asked[name], "this network has no batch norm; leave it out")
     norm = (float(resolved["norm_eps"]), float(resolved["norm_momentum"]))
     return _Base(row, arguments, made, kept, resolved["init"], norm)
 
@@ -248,26 +281,38 @@ def _stage_options(stage: _StageLayout, options: Mapping[str, Any]) -> Options:
     values = [options[name] for name in stage.names]
     try:
         return _gathered(stage, *values)
-    except TypeError:  # a plain mapping among the values, which cannot be a key
-        return _gathered(stage, *(Options(value) if isinstance(value, dict) else value for value in values))
+    except TypeError:  # a mapping or list among the values, which cannot be a key
+        found: Options = _gathered.__wrapped__(stage, *values)
+        return found
 
 
 @lru_cache(maxsize=4096, typed=True)
 def _gathered(stage: _StageLayout, *values: Any) -> Options:
     options = dict(zip(stage.names, values, strict=True))
     gathered = _gather(stage.own, options)
-    if stage.places:
-        gathered["blocks"] = {place: _gather(named, options) for place, named in stage.places}
+    if "blocks" in gathered:
+        gathered["blocks"] = _by_place(f"stages.{stage.number}.blocks", gathered["blocks"])
+    for place, named in stage.places:
+        places = gathered.setdefault("blocks", {})
+        places[place] = _gather(named, options, places.get(place, {}))
     return gathered
 
 
-def _gather(named: tuple[Named, ...], options: Mapping[str, Any]) -> Options:
-    gathered = Options()
+def _by_place(name: str, blocks: Any) -> dict[int, Options]:
+    """{1: {...}, 2: {...}}, the places as numbers or as JSON's words."""
+    if not isinstance(blocks, Mapping) or not all(_counts(str(place)) for place in blocks):
+        raise OptionError(name, blocks, "it takes a mapping of places such as {1: {block: inverted_residual}}")
+    return {int(place): Options(_mapping(f"{name}.{place}", options)) for place, options in blocks.items()}
+
+
+def _gather(named: tuple[Named, ...], options: Mapping[str, Any], before: Mapping[str, Any] = NOTHING) -> Options:
+    """The options of a stage or place. Raises OptionError where one is given twice."""
+    gathered = Options(before)
     for option, name in named:
-        if option:
-            gathered[option] = options[name]
-        else:
-            gathered.update(_mapping(name, options[name]))
+        for key, value in {option: options[name]}.items() if option else _mapping(name, options[name]).items():
+            if key in gathered:
+                raise OptionError(name, options[name], f"{key!r} is given twice; leave one of them out")
+            gathered[key] = value
     return gathered
 
 

@@ -37,7 +37,7 @@ REFERENCE_RUNS = 50  # in one sample of the reference, at most
 class Protocol:
     """How a latency is taken. Two figures compare only where their protocols are equal.
 
-    `batch` images a run on `device` ("cpu", "cuda", "cuda:1") in `dtype`; `threads` of a CPU; `channels_last` or NCHW
+    `batch` images a run on `device` ("cpu" or "cuda") in `dtype`; `threads` of a CPU; `channels_last` or NCHW
     memory; `fold_norm` folds batch norms into the convolutions before them, as inference does. `warmup` runs are not
     counted; `until_stable` goes on warming until two windows of 5 runs have medians within 2 % (at most 100 runs or
     2 s). `repeats` runs are timed, 5 at a time between two samples of the reference network. `statistic` is the
@@ -313,10 +313,9 @@ def _graphed(ready: nn.Module, images: Tensor) -> Run:
 
 def find_device(name: str) -> torch.device:
     """Raises MnetError where torch does not see the device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise MnetError(f"latency: unknown device {name!r}; use cpu or cuda") from None
+    if name not in ("cpu", "cuda"):
+        raise MnetError(f"latency: unknown device {name!r}; use cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MnetError(f"--device {name}: torch sees no GPU on this machine; use --device cpu")
     return device

@@ -57,6 +57,7 @@ class Layer:
     padding: int = 0
     groups: int = 1
     act: str = ""
+    norm: bool = False
     mult_adds: int = field(default=0, compare=False)
     weights: int = field(default=0, compare=False)
 
@@ -64,7 +65,8 @@ class Layer:
     def key(self) -> str:
         """All that decides the time of the layer on one device under one protocol."""
         window = f" k{self.kernel}s{self.stride}p{self.padding}g{self.groups}" if self.kernel else ""
-        return f"{self.kind} {self.input}>{self.output}{window}" + (f" {self.act}" if self.act else "")
+        after = " norm" * self.norm + (f" {self.act}" if self.act else "")
+        return f"{self.kind} {self.input}>{self.output}{window}{after}"
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ def parts(node: Node) -> list[Part]:
     """A node as a row of steps: chains dissolved, convolution, norm and activation taken together."""
     waiting, found = _dissolved(node), []
     while waiting:
-        taken = [waiting.pop(0)]
-        if isinstance(taken[0], Conv | Linear):
+        first, row = waiting.pop(0)
+        taken = [first]
+        if isinstance(first, Conv | Linear):
             for kind in (Norm, Act):
-                if waiting and isinstance(waiting[0], kind):
-                    taken.append(waiting.pop(0))
+                # only within one chain: a norm at the start of the next block is not folded
+                if waiting and isinstance(waiting[0][0], kind) and waiting[0][1] is row:
+                    taken.append(waiting.pop(0)[0])
         found.append(Part(tuple(taken), _layer(taken)))
     return found
 
@@ -111,15 +115,16 @@ def layers_of(network: Arch | Node) -> Iterator[Layer]:
             yield part.layer
 
 
-def _dissolved(node: Node) -> list[Node]:
+def _dissolved(node: Node, row: Node | None = None) -> list[tuple[Node, Node | None]]:
+    """Every node with the chain that it stands in."""
     if isinstance(node, Chain):
-        return [part for _, child in node.children for part in _dissolved(child)]
-    return [node]
+        return [part for _, child in node.children for part in _dissolved(child, node)]
+    return [(node, row)]
 
 
 def _layer(nodes: Sequence[Node]) -> Layer | None:
     first, last = nodes[0], nodes[-1]
-    act = last.kind if isinstance(last, Act) else ""
+    act, norm = last.kind if isinstance(last, Act) else "", any(isinstance(node, Norm) for node in nodes[1:])
     cost = costs(first) if isinstance(first, Conv | Linear) else None
     mult_adds, weights = (cost.mult_adds, cost.params) if cost else (0, 0)
     match first:
@@ -129,7 +134,7 @@ def _layer(nodes: Sequence[Node]) -> Layer | None:
             depthwise = first.groups == first.input.channels == first.channels and first.groups > 1
             kind = "depthwise" if depthwise else "conv1x1" if first.kernel == 1 else "conv"
             window = (first.kernel, first.stride, first.padding, first.groups)
-            return Layer(kind, first.input, first.output, *window, act, mult_adds, weights)
+            return Layer(kind, first.input, first.output, *window, act, norm, mult_adds, weights)
         case Linear():
             return Layer("linear", first.input, first.output, act=act, mult_adds=mult_adds, weights=weights)
         case Pool():

@@ -67,9 +67,9 @@ def conv(
     return lambda x: Conv(x, channels, kernel, stride, pad, groups, bias)
 
 
-def conv_norm(channels: int, kernel: int = 1, stride: int = 1, *, bias: bool = False) -> Layer:
+def conv_norm(channels: int, kernel: int = 1, stride: int = 1) -> Layer:
     """conv, norm."""
-    return partial(chain, conv=conv(channels, kernel, stride, bias=bias), norm=Norm)
+    return partial(chain, conv=conv(channels, kernel, stride), norm=Norm)
 
 
 def conv_norm_act(
@@ -106,9 +106,9 @@ def dropout(rate: float) -> Layer | None:
     return (lambda x: Dropout(x, rate)) if rate else None
 
 
-def linear(features: int, *, bias: bool = True) -> Layer:
-    """A fully connected layer."""
-    return lambda x: Linear(x, features, bias)
+def linear(features: int) -> Layer:
+    """A fully connected layer with bias."""
+    return lambda x: Linear(x, features)
 
 
 def max_pool(kernel: int, stride: int, padding: int = 0) -> Layer:
@@ -116,18 +116,15 @@ def max_pool(kernel: int, stride: int, padding: int = 0) -> Layer:
     return lambda x: Pool(x, "max", kernel, stride, padding)
 
 
-def squeeze_excite(
-    ratio: float, channels: int | None = None, *, gate: str = "sigmoid", rounding: str = "plain"
-) -> Layer:
+def squeeze_excite(ratio: float, *, gate: str = "sigmoid", rounding: str = "plain") -> Layer:
     """Global pool, 1x1 to ratio * channels, ReLU, 1x1 back, gate; multiplies its input (Hu et al., arXiv 1709.01507,
     section 3).
 
-    `channels` is the width that the ratio refers to (the block's input in EfficientNet's manner); default: the width of
-    the map itself. MobileNetV3 gates with a hard sigmoid and rounds to a multiple of 8.
+    MobileNetV3 gates with a hard sigmoid and rounds to a multiple of 8.
     """
 
     def layer(x: Shape) -> Scale:
-        squeezed = max(1, scale_channels(channels or x.channels, ratio, rounding, smallest=1))
+        squeezed = max(1, scale_channels(x.channels, ratio, rounding, smallest=1))
         node = chain(
             x,
             pool=Pool,

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from mnet_search.models.arch import Flatten, Layer, OptionError, Pool, Shape
+from mnet_search.models.arch import Flatten, Layer, Pool, Shape
+from mnet_search.models.blocks import KERNELS
 from mnet_search.models.layers import (
     ROUNDING,
     activation,
@@ -44,8 +45,8 @@ MOBILENET_V2 = (
 
 
 def _v3_stage(channels: int, stride: int, hidden: tuple[int, ...], kernel: int, act: str, *, se: bool) -> Stage:
-    """A group of rows of MobileNetV3's tables; squeeze-and-excite to a quarter, gated by a hard sigmoid (its section
-    5.3).
+    """A group of rows of MobileNetV3's tables; squeeze-and-excite to a quarter, gated by a hard sigmoid (its
+    sections 5.2 and 5.3).
     """
     excite: Mapping[str, Any] = {"se": 0.25, "se_gate": "hsigmoid", "se_rounding": "divisible"} if se else {}
     places = tuple({"hidden": inner, "kernel": kernel, "act": act, **excite} for inner in hidden)
@@ -207,7 +208,7 @@ def staged(
     in_channels: int = 3,
 ) -> Frame:
     """stem, stages of any blocks, 1x1, global pool, linear: the frame of block spaces (AnyNet's, arXiv 2003.13678,
-    section 3.1, with MobileNetV2's head).
+    section 3.2, with MobileNetV2's head).
 
     (in_channels, resolution, resolution) -> (classes,). Stages 1 to 3 are 64, 128 and 256 channels wide with 2, 3 and 3
     blocks, the first strided; `stages.N.channels`, `.depth`, `.stride` and `.blocks.M` change them, and
@@ -217,8 +218,8 @@ def staged(
     _check(width=width, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
     check_number("stem_channels", stem_channels, whole=True, at_least=1)
     check_number("head_channels", head_channels, whole=True, at_least=0)
-    if stem_kernel not in (1, 3, 5, 7):
-        raise OptionError("stem_kernel", stem_kernel, "kernels are odd: one of 1, 3, 5, 7")
+    check_choice("stem_kernel", stem_kernel, KERNELS)
+    check_number("stem_kernel", stem_kernel, whole=True, at_least=1)
     asked = Options(given(act=act, kernel=kernel, expand=expand, se=se))
     stem = conv_norm_act(scale_channels(stem_channels, width, rounding), stem_kernel, stem_stride, act=act)
     tail = classifier(classes, head=head, dropout_rate=dropout)

@@ -38,6 +38,7 @@ def check_number(
     *,
     whole: bool = False,
     at_least: float | None = None,
+    at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
 ) -> None:
@@ -47,19 +48,28 @@ def check_number(
     good = (
         good
         and (at_least is None or value >= at_least)
+        and (at_most is None or value <= at_most)
         and (above is None or value > above)
         and (below is None or value < below)
     )
     if not good:
-        limits = [("at least", at_least), ("above", above), ("below", below)]
+        if isinstance(value, kind) and abs(value) >= LARGEST and below is None and at_most is None:
+            below = LARGEST
+        limits = [("at least", at_least), ("above", above), ("at most", at_most), ("below", below)]
         stated = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
         raise OptionError(option, value, f"it is a {'whole ' if whole else ''}number {stated}")
 
 
-def check_choice(option: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(option: str, value: Any, allowed: tuple[str | int, ...]) -> None:
     """Raises OptionError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise OptionError(option, value, f"one of {', '.join(allowed)}")
+        raise OptionError(option, value, f"one of {', '.join(map(str, allowed))}")
+
+
+def check_flag(option: str, value: Any) -> None:
+    """Raises OptionError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise OptionError(option, value, "it is true or false")
 
 
 def check_depth(value: Any, words: tuple[str, ...] = ()) -> None:

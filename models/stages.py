@@ -47,6 +47,7 @@ class Options(dict[str, Any]):
 # What a stage takes beside the options of its blocks; `blocks` holds options by place, counted from 1.
 STAGE_OPTIONS = ("block", "depth", "width", "channels", "stride", "blocks")
 NOTHING = Options()
+MOST_BLOCKS = 1000  # in a stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,6 @@ class Stage:
     channels: int
     stride: int
     depth: int
-    block: str = ""
     places: Sequence[Mapping[str, Any]] = (NOTHING,)
     pinned: Mapping[str, Any] = field(default_factory=dict)
     stride_last: bool = False
@@ -133,7 +133,8 @@ def _rows(frame: Frame, overrides: Mapping[int, Options]) -> Sequence[Stage]:
         return frame.stages
     for number in range(known + 1, last + 1):
         if "channels" not in overrides.get(number, NOTHING):
-            raise OptionError(f"stages.{number}.channels", None, f"stage {number} is new and needs its channels")
+            needed = f"the network has stages 1 to {known}; a further one needs stages.{number}.channels"
+            raise OptionError(f"stages.{last}", dict(overrides[last]), needed)
     return (*frame.stages, *[frame.further] * (last - known))
 
 
@@ -157,7 +158,23 @@ def _check_taken(asked: Options, of_stages: Sequence[frozenset[str]]) -> None:
 def _stage(number: int, row: Stage, own: Options, plan: Plan, x: Shape) -> tuple[Chain, frozenset[str]]:
     """One stage over `x`, and the names of its blocks."""
     specs = _blocks_of(number, row, own, plan)
-    return _row_of_blocks(specs, x), frozenset(name for name, *_ in specs)
+    try:
+        return _row_of_blocks(specs, x), frozenset(name for name, *_ in specs)
+    except OptionError as error:
+        raise _by_path(error, number, own, plan) from None
+
+
+def _by_path(error: OptionError, number: int, own: Options, plan: Plan) -> OptionError:
+    """A block's error under the name by which the user gave the option."""
+    prefix = f"stages.{number}"
+    for place, options in own.get("blocks", NOTHING).items():
+        if options.get(error.option) == error.value and error.option in options:
+            return OptionError(f"{prefix}.blocks.{place}.{error.option}", error.value, error.allowed)
+    if error.option in own:
+        return OptionError(f"{prefix}.{error.option}", error.value, error.allowed)
+    if error.option == "channels":
+        return OptionError("width", plan.width, f"it gives stage {number} {error.value} channels: {error.allowed}")
+    return error
 
 
 @lru_cache(maxsize=4096)
@@ -185,12 +202,23 @@ def _takes(name: str) -> frozenset[str]:
     return frozenset(options_of(lookup(BLOCKS, name, "block")))
 
 
+def _choose_width(where: str, explicit: dict[str, Any], at_place: Mapping[str, Any]) -> None:
+    """`hidden` and `expand` say the same thing: a place's stands above its stage's, and both at once are refused."""
+    if "hidden" in at_place and "expand" not in at_place:
+        explicit.pop("expand", None)
+    if "expand" in at_place and "hidden" not in at_place:
+        explicit.pop("hidden", None)
+    if explicit.get("hidden") is not None and "expand" in explicit:
+        raise OptionError(f"{where}.hidden", explicit["hidden"], "it says what `expand` says; leave one of them out")
+
+
 def _blocks_of(number: int, row: Stage, own: Options, plan: Plan) -> tuple[BlockSpec, ...]:
     """The blocks of one stage, every option decided."""
     prefix = f"stages.{number}"
     for name in ("channels", "stride", "depth"):
         if name in own:
-            check_number(f"{prefix}.{name}", own[name], whole=True, at_least=1)
+            most = MOST_BLOCKS if name == "depth" else None
+            check_number(f"{prefix}.{name}", own[name], whole=True, at_least=1, at_most=most)
     if "width" in own:
         check_number(f"{prefix}.width", own["width"], above=0)
     width = plan.width * own.get("width", 1.0)
@@ -204,7 +232,10 @@ def _blocks_of(number: int, row: Stage, own: Options, plan: Plan) -> tuple[Block
     specs: list[BlockSpec] = []
     for place in range(1, depth + 1):
         at_place = places.get(place, NOTHING)
-        name = at_place.get("block") or own.get("block") or plan.block or row.block
+        name = next(of["block"] for of in (at_place, own, {"block": plan.block}) if "block" in of)
+        if not isinstance(name, str) or not name:
+            where = f"{prefix}.blocks.{place}." if "block" in at_place else f"{prefix}." if "block" in own else ""
+            raise OptionError(f"{where}block", name, f"it is the name of one: {', '.join(BLOCKS)}")
         takes = _takes(name)
         in_table = row.places[min(place, len(row.places)) - 1]
         options = {k: v for k, v in (*in_table.items(), *plan.asked.items(), *row.pinned.items()) if k in takes}
@@ -212,6 +243,7 @@ def _blocks_of(number: int, row: Stage, own: Options, plan: Plan) -> tuple[Block
         if for_all:
             # an option of the stage need not fit a place that has its own block
             explicit = {k: v for k, v in for_all.items() if k in takes or "block" not in at_place} | explicit
+        _choose_width(f"{prefix}.blocks.{place}", explicit, at_place)
         for option in explicit:
             if option not in takes:
                 where = f"{prefix}.blocks.{place}" if option in at_place else prefix

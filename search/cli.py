@@ -167,11 +167,11 @@ def count(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Params, mult-adds, activations and memory, in closed form: nothing is built."""
+    """Params, mult-adds, activations and memory, in closed form: nothing is built (torchvision's are traced)."""
     from mnet_search.search import show_counts
 
     if table is not None:
-        if table != "paper" or target is not None:
+        if table != "paper" or target is not None or overrides or layers:
             raise MnetError(f"--table {table}: the one table is `mnet-search count --table paper`, without a network")
         show_counts.paper(as_json=as_json)
     elif target is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mnet_search.models.arch import Arch, MnetError
-from mnet_search.models.families import FAMILIES, create
+from mnet_search.models.families import FAMILIES, check_option_names, create
 from mnet_search.models.tables import lookup
 from mnet_search.search.printing import echo, print_json, print_table
 from mnet_search.spaces.space import si
@@ -71,12 +71,15 @@ def find_arch(target: str, overrides: Iterable[str]) -> Arch | None:
         options = {}
         for item in overrides:
             name, equals, text = item.partition("=")
-            if not equals:
+            if not equals or not name.strip():
                 raise MnetError(f"--set {item}: write NAME=VALUE, for example -s width=0.5")
             options[name] = parse_value(text)
+        check_option_names(target, list(options))
         return create(target, **options)
-    if not Path(target).exists():
-        lookup(FAMILIES, target, "network or file")
+    if target.endswith((".yaml", ".yml")) and not Path(target).exists():
+        raise MnetError(f"{target}: no such file")
+    if not Path(target).is_file() or not target:
+        lookup({**FAMILIES, "torchvision:NAME": None}, target, "network or file")
     values, _ = read(Path(target))
     if "arch" not in values:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mnet_search.models.arch import Arch
+from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.complexity import costs, shares
 from mnet_search.models.complexity import layers as layers_of
 from mnet_search.models.costs import Costs, LayerCosts
@@ -49,7 +49,7 @@ def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
     echo(f"within the budgets ({budgets}): {len(found.feasible):,} networks, {share:.0%}")
     shown = list(dict.fromkeys([*SHOWN, *space.file.constraints]))
     table = Table("", *shown, "network", box=None, pad_edge=False)
-    for name, arch in ends.items():
+    for name, arch in zip(("fewest mult-adds", "most mult-adds"), ends.values(), strict=True):
         chosen = found.networks[arch.id][0]
         varied = {key: value for key, value in chosen.items() if len(space.parameters[key].grid() or [0, 1]) > 1}
         table.add_row(name, *(si(getattr(costs(arch), c)) for c in shown), params_text(varied))
@@ -61,6 +61,8 @@ def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
 def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) -> None:
     """Costs of a family's network, an exported config's, or the ends of a space."""
     arch = find_arch(target, overrides)
+    if arch is None and layers:
+        raise MnetError(f"--layers: {target} is a space; name one network, a family (with -s) or an exported config")
     if arch is None:
         from mnet_search.search.run import open_space
         from mnet_search.spaces.space import survey
@@ -74,7 +76,7 @@ def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) ->
         return
     if layers:
         print_table(_layer_table(arch, rows))
-    options = params_text({name: value for name, value in arch.options.items() if value != ""})
+    options = params_text(arch.options)
     parts = shares(rows)
     held = ", ".join(f"{kind} {a:.1%} / {w:.1%}" for kind, (a, w) in parts.items() if w)
     field = f"{total.receptive_field} px" if total.receptive_field else "not defined"
@@ -116,6 +118,7 @@ def _layer_table(arch: Arch, rows: list[LayerCosts]) -> Table:
     table.add_column("kind")
     for name in ("input", "output", *SHOWN):
         table.add_column(name, justify="right")
+    outputs = {label: node.output for label, node in getattr(arch.root, "children", ())}
     for stage, group in groupby(rows, key=lambda r: r.stage):
         members = list(group)
         for r in members:
@@ -123,7 +126,14 @@ def _layer_table(arch: Arch, rows: list[LayerCosts]) -> Table:
             table.add_row(r.name, r.kind, str(r.input), str(r.output), *figures)
         if len(members) > 1:
             sums = [_count_or_blank(sum(getattr(r.costs, c) for r in members)) for c in SHOWN]
-            table.add_row(f"= {stage}", "", str(members[0].input), str(members[-1].output), *sums, style="bold")
+            table.add_row(
+                f"= {stage}",
+                "",
+                str(members[0].input),
+                str(outputs.get(stage, members[-1].output)),
+                *sums,
+                style="bold",
+            )
     return table
 
 

@@ -9,7 +9,7 @@ from mnet_search.models.arch import MnetError, OptionError
 from mnet_search.models.blocks import BLOCKS, check_option, options_of
 from mnet_search.models.families import check_option_names, find_family
 from mnet_search.models.tables import lookup, nearest
-from mnet_search.spaces.schema import Parameter, SpaceFile, Value, conditions
+from mnet_search.spaces.schema import Parameter, Range, SpaceFile, Value, conditions
 from mnet_search.spaces.yamlfile import Source
 
 
@@ -31,10 +31,11 @@ def check_families(file: SpaceFile, families: Sequence[str], source: Source) -> 
         except OptionError as error:
             other = "; give it a `when: {family: ...}`" if len(families) > 1 else ""
             raise source.error(("parameters", error.option), f"{error}{other}") from None
-    _check_conditions(file, source)
+    _check_blocks(file, source)
 
 
-def _check_conditions(file: SpaceFile, source: Source) -> None:
+def check_conditions(file: SpaceFile, source: Source) -> None:
+    """Raises SpaceError for a condition on a parameter that is not there, or on a value that it never has."""
     known = file.parameters
     for name, parameter in known.items():
         for other, values in conditions(parameter):
@@ -48,9 +49,26 @@ def _check_conditions(file: SpaceFile, source: Source) -> None:
                 raise source.error(path, f"{other} never is {strays[0]!r}; its values are {grid}")
 
 
+def _check_blocks(file: SpaceFile, source: Source) -> None:
+    """Every block that a parameter chooses exists, under the file's own names or the built-in ones."""
+    known = [*BLOCKS, *file.blocks]
+    for name, parameter in file.parameters.items():
+        path = name.split(".")
+        if path[-1] != "block" and not (len(path) == 4 and path[2] == "blocks"):
+            continue
+        if isinstance(parameter, Range):
+            raise source.error(("parameters", name), "blocks are named one by one, not by a range; write a list")
+        for value in parameter.values:
+            if value not in known and ":" not in str(value):
+                has = f"(known: {', '.join(known)})"
+                raise source.error(("parameters", name), f"unknown block {value!r}{nearest(str(value), known)} {has}")
+
+
 def _check_variant(variant: str, options: Mapping[str, Value], source: Source) -> None:
     """A named block is one that exists, with options that it has."""
     block = str(options["block"])
+    if variant in BLOCKS:
+        raise source.error(("blocks", variant), "is the name of a built-in block; choose another")
     _check_name(source, ("blocks", variant, "block"), BLOCKS, block)
     known = options_of(lookup(BLOCKS, block, "block"))
     for option, value in options.items():

@@ -37,10 +37,20 @@ Quantity = Annotated[
 ]
 
 
+def _one_value(value: Any) -> Any:
+    """A list or mapping where one value belongs, said in one sentence instead of once for each kind of value."""
+    if isinstance(value, list | dict) or value is None:
+        raise ValueError(f"one value is expected here (a number, a word, true or false), got {value!r}")
+    return value
+
+
+OneValue = Annotated[Value, BeforeValidator(_one_value)]
+
+
 class Choice(Strict):
     """One of a list of values."""
 
-    values: Annotated[list[Value], Field(description="the values to choose from")]
+    values: Annotated[list[OneValue], Field(description="the values to choose from")]
     when: dict[str, Value | list[Value]] = Field(
         default={}, description="other parameters and the values under which this one exists"
     )
@@ -73,8 +83,10 @@ class Range(Strict):
     def _check(self) -> Range:
         if self.max < self.min:
             raise ValueError(f"max {self.max} is below min {self.min}: the space would be empty")
-        if self.step is not None and (self.step <= 0 or self.log):
-            raise ValueError("a step is above 0 and cannot be combined with log")
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"a step is above 0, got {self.step}")
+        if self.step is not None and self.log:
+            raise ValueError("a step cannot be combined with log; leave one of them out")
         if self.log and self.min <= 0:
             raise ValueError(f"a log range starts above 0, min is {self.min}")
         step = self.step if self.step is not None else (1 if self.whole else None)
@@ -190,7 +202,7 @@ class SpaceFile(Strict):
         default=None,
         description="a family of networks, torchvision:NAME or package.module:name; a list is searched over",
     )
-    blocks: dict[str, dict[str, Value]] = Field(
+    blocks: dict[str, dict[str, OneValue]] = Field(
         default={},
         description="names for blocks with their options, to be used as values of block parameters: "
         "{ir5: {block: inverted_residual, kernel: 5}}",
@@ -218,6 +230,8 @@ class SpaceFile(Strict):
     @classmethod
     def _family_choice(cls, values: Any) -> Any:
         """`family: [a, b]` is the parameter `family`, so that conditions can speak of it."""
+        if isinstance(values, dict) and isinstance(values.get("family"), dict):
+            raise ValueError(f"family: a name, or a list of names, got {values['family']!r}")
         if isinstance(values, dict) and isinstance(values.get("family"), list):
             parameters = values.get("parameters") or {}
             values = {**values, "family": None, "parameters": {"family": values["family"], **parameters}}
@@ -229,7 +243,8 @@ class SpaceFile(Strict):
             raise ValueError("family: name one (family: mobilenet_v1), or several to search over")
         for name, variant in self.blocks.items():
             if not isinstance(variant.get("block"), str):
-                raise ValueError(f"blocks.{name}: needs `block`, the block that it is a form of")
+                has = ", ".join(variant) or "nothing"
+                raise ValueError(f"blocks.{name}: needs `block`, the block that it is a form of; it has: {has}")
         if not self.objectives:
             raise ValueError("objectives: at least one is needed, for example accuracy: maximize")
         return self

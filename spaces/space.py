@@ -20,7 +20,7 @@ from mnet_search.models.complexity import costs
 from mnet_search.models.costs import Costs
 from mnet_search.models.families import create
 from mnet_search.models.stages import Options
-from mnet_search.spaces.checks import check_families, check_names
+from mnet_search.spaces.checks import check_conditions, check_families, check_names
 from mnet_search.spaces.schema import COST_NAMES, Choice, Parameter, Range, SpaceFile, Value, conditions
 from mnet_search.spaces.yamlfile import Source, SpaceError, read, validate
 
@@ -148,13 +148,21 @@ class Space:
         for name in self._choosers:
             if name in options:
                 prefix = name.removesuffix("block")
-                options |= {prefix + option: of_it for option, of_it in self._variant(options[name]).items()}
+                chosen, variant = options[name], self._variant(options[name])
+                for option, of_it in variant.items():
+                    if prefix + option in params and option != "block":
+                        taken = f"the named block {chosen} decides it already; give it a `when:`, or leave it out there"
+                        raise self.source.error(("parameters", prefix + option), taken)
+                    options[prefix + option] = of_it
         family = str(options.pop("family", self.file.family))
         try:
             return create(family, **{**options, **self.fixed})
         except OptionError as error:
             option = error.option
-            names = [option, *(n for n in params if option.startswith(f"{n}.") or n.endswith(f".{option}"))]
+            related = (
+                option.startswith(f"{n}.") or n.startswith(f"{option}.") or n.endswith(f".{option}") for n in params
+            )
+            names = [option, *itertools.compress(params, related)]
             name = next((n for n in names if n in params), option)
             raise self.source.error(("parameters", name), str(error)) from None
         except MnetError as error:
@@ -224,6 +232,7 @@ def make_space(
 ) -> Space:
     """A checked Space from plain values. Raises SpaceError."""
     space = Space(name, validate(values, source, SpaceFile), source)
+    check_conditions(space.file, source)
     check_families(space.file, space.families, source)
     _ = space.parameters  # raises where conditions run in a circle
     for dotted, names in (known or {}).items():

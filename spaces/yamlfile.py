@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import nearest
-from mnet_search.spaces.schema import Bound, Choice, Range
+from mnet_search.spaces.schema import COST_NAMES, Bound, Choice, Range
 
 KeyPath = tuple[str, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,6 +35,8 @@ class Source:
 
     def error(self, path: KeyPath, message: str) -> SpaceError:
         """A SpaceError that points at the key `path`, or at the nearest key above it that the file has."""
+        if path[:2] == ("parameters", "family") and path[:2] not in self._lines:
+            path = ("family",)  # a list of families is kept as a parameter, wherever it was written
         for length in range(len(path), 0, -1):
             if path[:length] in self._overridden:
                 return SpaceError(f"--set {'.'.join(path[:length])}: {message}")
@@ -170,7 +172,7 @@ def _explain(
 def _known_keys(path: KeyPath, model: type[BaseModel]) -> list[str]:
     """The keys that the schema has at a place."""
     if path[:1] == ("constraints",):
-        return list(Bound.model_fields) if len(path) == 2 else ["params", "mult_adds", "activations"]
+        return list(Bound.model_fields) if len(path) == 2 else list(COST_NAMES)
     if path[:1] == ("parameters",):
         return [*Choice.model_fields, *(k for k in Range.model_fields if k not in Choice.model_fields)]
     for key in path:

@@ -125,7 +125,8 @@ def place(name: str) -> st.SearchStrategy[dict[str, Any]]:
         "shrink": st.sampled_from([1, 2, 4]),
     }
     optional = {option: values[option] for option in options_of(BLOCKS[name]) if option in values}
-    return st.fixed_dictionaries({"block": st.just(name)}, optional=optional)
+    drawn = st.fixed_dictionaries({"block": st.just(name)}, optional=optional)
+    return drawn.filter(lambda options: not {"expand", "hidden"} <= options.keys())  # they say the same thing
 
 
 any_place = st.sampled_from(sorted(BLOCKS)).flatmap(place)

@@ -42,6 +42,17 @@ def test_the_papers_tables_stand_beside_the_exact_figures(tmp_path: Path) -> Non
     rows = list(compare())
     assert len(rows) == len(TABLE_2) + len(TABLE_3) + len(ROWS)
     assert {row.table for row in rows} == set(range(2, 10))
+    exact = {row.model: (row.exact_mult_adds, row.exact_params) for row in rows if row.note and row.table > 2}
+    assert exact == {
+        "all full convolutions": (4_867_293_184, 29_294_088),
+        "0.75 MobileNet-224": (325_400_448, 2_585_560),
+        "1.0 MobileNet-160": (290_675_200, 4_231_976),
+        "GoogleNet": (1_498_376_192, 6_624_904),
+        "VGG 16": (15_470_264_320, 138_357_544),
+        "0.50 MobileNet-160": (76_524_800, 1_331_592),
+        "SqueezeNet": (818_924_576, 1_248_424),
+        "AlexNet": (714_188_480, 61_100_840),
+    }
     for row in rows:
         off = abs(row.exact_mult_adds / row.printed_mult_adds - 1), abs(row.exact_params / row.printed_params - 1)
         # within the print's last digit, or with a note that says why not
@@ -64,6 +75,11 @@ def test_the_papers_tables_stand_beside_the_exact_figures(tmp_path: Path) -> Non
         (("torchvision:squeezenet",), "unknown torchvision classifier 'squeezenet'"),
         (("torchvision:alexnet", "-s", "resolution=32"), "resolution=32 is not possible"),
         (("torchvision:alexnet", "-s", "width=2"), "family torchvision:alexnet has no option 'width'"),
+        (("mobilenet_v1", "-s", "family=x"), "family mobilenet_v1 has no option 'family'"),
+        (("mobilenet_v1", "-s", "=1"), "--set =1: write NAME=VALUE, for example -s width=0.5"),
+        (("nothing.yaml",), "nothing.yaml: no such file"),
+        ((".",), "unknown network or file '.' (known: mobilenet_v1"),
+        (("--table", "paper", "--layers"), "without a network"),
         (("resnet_v2_50", "-s", "resolution=8"), "resolution=8 is not possible"),
     ],
 )

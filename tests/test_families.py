@@ -247,7 +247,63 @@ def test_every_block_can_be_chosen_for_a_stage(block: str) -> None:
 BAD = [
     ("inception10", {"width": 0.01}, "width=0.01 is not possible: it leaves 16 channels with none; use 0.063 or more"),
     ("staged", {"stages.1.block": "inception", "stages.1.channels": 66, "rounding": "plain"}, "channels=66 is not"),
-    ("staged", {"stages.5.channels": 8}, "stages.4.channels=None is not possible: stage 4 is new and needs"),
+    ("staged", {"stages.5.channels": 8}, "stages.5={'channels': 8} is not possible: the network has stages 1 to 3; a"),
+    ("mobilenet_v1", {"block": ["conv"]}, "block=['conv'] is not possible: it is the name of one: separable, "),
+    ("mobilenet_v1", {"block": None}, "block=None is not possible: it is the name of one: separable, "),
+    (
+        "mobilenet_v1",
+        {"stages.1.block": {"block": "conv"}},
+        "stages.1.block={'block': 'conv'} is not possible: it is the",
+    ),
+    ("mobilenet_v1", {"stages.1.blocks.1.block": ["conv"]}, "stages.1.blocks.1.block=['conv'] is not possible: it is"),
+    ("mobilenet_v1", {"stages.1.blocks.1": ["conv"]}, "stages.1.blocks.1=['conv'] is not possible: it takes a mapping"),
+    (
+        "mobilenet_v1",
+        {"stages.1.blocks": "conv"},
+        "stages.1.blocks='conv' is not possible: it takes a mapping of places",
+    ),
+    (
+        "mobilenet_v1",
+        {"stages.1": {"blocks": [1]}},
+        "stages.1.blocks=[1] is not possible: it takes a mapping of places",
+    ),
+    (
+        "mobilenet_v1",
+        {"stages.1.depth": 10**6},
+        "stages.1.depth=1000000 is not possible: it is a whole number at least 1 and",
+    ),
+    ("mobilenet_v1", {"stages.01.kernel": 5}, "family mobilenet_v1 has no option 'stages.01.kernel'"),
+    (
+        "mobilenet_v1",
+        {"stages.1": {"kernel": 5}, "stages.1.kernel": 3},
+        "'kernel' is given twice; leave one of them out",
+    ),
+    ("mobilenet_v1", {"stages.1.kernel": None}, "stages.1.kernel=None is not possible: kernels are odd"),
+    ("mobilenet_v1", {"stages.1.blocks.1.bias": 1}, "stages.1.blocks.1.bias=1 is not possible: it is true or false"),
+    (
+        "mobilenet_v1",
+        {"block": "inception", "width": 0.3},
+        "width=0.3 is not possible: it gives stage 1 19 channels: an ",
+    ),
+    ("mobilenet_v1", {"width": 1e300}, "width=1e+300 is not possible: it is a number above 0 and below 1e+09"),
+    (
+        "mobilenet_v2",
+        {"expand": 0.001},
+        "expand=0.001 is not possible: it leaves 16 channels with none; use 0.0625 or more",
+    ),
+    ("inception10", {"bias": 1}, "bias=1 is not possible: it is true or false"),
+    ("vgg16", {"norm": "no"}, "norm='no' is not possible: it is true or false"),
+    ("os:system", {}, "family 'os:system': its option 'command' has no default; the options of a family all have one"),
+    ("os:getcwd", {}, "which is no network; it should give a Chain or a Frame"),
+    ("mobilenet_cifar", {"kernel": 4}, "kernel=4 is not possible: kernels are odd"),
+    ("mobilenet_cifar", {"kernel": True}, "kernel=True is not possible: kernels are odd"),
+    ("staged", {"stem_kernel": 3.0}, "stem_kernel=3.0 is not possible: it is a whole number"),
+    ("staged", {"stem_kernel": 4}, "stem_kernel=4 is not possible: one of 1, 3, 5, 7"),
+    ("lenet5", {"norm_eps": 0.01}, "norm_eps=0.01 is not possible: this network has no batch norm; leave it out"),
+    ("mobilenet_v2", {"stages.2.blocks.0.kernel": 5}, "family mobilenet_v2 has no option 'stages.2.blocks.0.kernel'"),
+    ("mobilenet_v2", {"stages.2.hidden": 64, "stages.2.expand": 3}, "hidden=64 is not possible: it says what `expand`"),
+    ("mobilenet_v2", {"stages.2.block": "bottleneck_v2", "stages.2.shrink": None}, "shrink=None is not possible"),
+    ("os:sep", {}, "family 'os:sep': it is no function; write one of a network's options"),
     ("staged", {"stages.1.blocks.3": {"block": "conv"}}, "is not possible: stage 1 has 2 blocks"),
     (
         "staged",
@@ -278,3 +334,79 @@ def test_bad_options_are_named(family: str, options: dict, text: str) -> None:
     with pytest.raises(MnetError) as caught:
         create(family, **options)
     assert text in str(caught.value)
+
+
+def test_a_value_of_another_type_is_another_value_to_the_caches() -> None:
+    """True, 1 and 1.0 are equal keys of a dict, but not equal options."""
+    create("mobilenet_v1", kernel=3, width=1, **{"stages.2.kernel": 3})
+    for bad in ({"kernel": 3.0}, {"width": True}, {"stages.2.kernel": 3.0}, {"stages.2.blocks.1": {"kernel": 3.0}}):
+        with pytest.raises(MnetError, match="is not possible"):
+            create("mobilenet_v1", **bad)
+
+
+def test_places_may_be_given_one_by_one_or_together() -> None:
+    one = create("staged", **{"stages.1.blocks.2.block": "conv", "stages.1.blocks.2.kernel": 5})
+    conv = {"block": "conv", "kernel": 5}
+    for options in ({"stages.1.blocks.2": conv}, {"stages.1.blocks": {2: conv}}, {"stages.1": {"blocks": {"2": conv}}}):
+        assert create("staged", **options).id == one.id
+
+
+# A value of every option that is no family's default.
+OTHER: dict[str, Any] = {
+    "width": 0.5,
+    "resolution": 97,
+    "depth": 2.0,
+    "block": "fused_inverted_residual",
+    "kernel": 5,
+    "expand": 3,
+    "se": 0.5,
+    "act": "silu",
+    "stem_stride": 1,
+    "dropout": 0.37,
+    "classes": 7,
+    "in_channels": 1,
+    "hidden": 99,
+    "head_channels": 64,
+    "stem_channels": 24,
+    "stem_kernel": 5,
+    "conv_dropout": 0.11,
+    "init": "torch",
+    "norm_eps": 0.01,
+    "norm_momentum": 0.3,
+}
+EITHER = {"head": ("linear", "conv"), "stem": ("cifar", "imagenet"), "rounding": ("plain", "divisible")}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_option_changes_the_network_or_is_refused(family: str) -> None:
+    for option, default in options_of_family(family).items():
+        values = EITHER.get(option, (True, False) if isinstance(default, bool) else (OTHER.get(option),))
+        if option == "stem_stride" and default != 2 and options_of_family(family).get("stem") != "imagenet":
+            values = (2,)
+        rest = {"width": 0.3} if option == "rounding" else {}
+        value = next(v for v in values if v != default)
+        try:
+            changed = create(family, **rest, **{option: value})
+        except MnetError as error:
+            assert option in {"expand", "se", "norm_eps", "norm_momentum"} or "for the strides" in str(error), error
+            continue
+        assert changed.id != create(family, **rest).id, option
+        assert changed.options[option] == value
+
+
+def test_a_place_stands_above_its_stage() -> None:
+    """`hidden` and `expand` say the same; the nearer one counts."""
+    stage = {"stages.2.hidden": 64}
+    place = create("mobilenet_v2", **stage, **{"stages.2.blocks.1.expand": 3})
+    hidden = create("mobilenet_v2", **stage)
+    assert place.id != hidden.id
+    rows = {row.name: row for row in layers(place)}
+    assert rows["stage2.block1.expand.conv"].output.channels == 3 * 16
+    assert rows["stage2.block2.expand.conv"].output.channels == 64
+
+
+def test_the_dropout_that_torchvision_has_is_no_other_network() -> None:
+    plain = create("torchvision:squeezenet1_1")
+    assert create("torchvision:squeezenet1_1", dropout=0.5).id == plain.id
+    assert create("torchvision:squeezenet1_1", dropout=0).id == create("torchvision:squeezenet1_1", dropout=0.0).id
+    assert create("torchvision:squeezenet1_1", dropout=0).id != plain.id

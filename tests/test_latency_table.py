@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mnet_search.models import layer_timing
 from mnet_search.models.arch import Arch, Branches, Chain, Conv, Flatten, Linear, MnetError, Pool, Residual, Shape
+from mnet_search.models.factory import build
 from mnet_search.models.families import create
-from mnet_search.models.latency import Protocol, random_images
+from mnet_search.models.latency import Protocol, folded, random_images
 from mnet_search.models.latency_table import (
     CONSTANTS,
     FACTORS,
@@ -84,20 +86,29 @@ def test_a_layer_is_what_runs_as_one_step() -> None:
     arch = create("mobilenet_v1", width=0.25, resolution=32, block="inverted_residual", se=0.5, expand=2, classes=10)
     keys = [layer.key for layer in layers_of(arch)]
     assert keys[:9] == [
-        "conv 3x32x32>8x16x16 k3s2p1g1 relu",
-        "conv1x1 8x16x16>16x16x16 k1s1p0g1 relu6",
-        "depthwise 16x16x16>16x16x16 k3s1p1g16 relu6",
+        "conv 3x32x32>8x16x16 k3s2p1g1 norm relu",
+        "conv1x1 8x16x16>16x16x16 k1s1p0g1 norm relu6",
+        "depthwise 16x16x16>16x16x16 k3s1p1g16 norm relu6",
         "global_avg pool 16x16x16>16x1x1",
         "conv1x1 16x1x1>8x1x1 k1s1p0g1 relu",
         "conv1x1 8x1x1>16x1x1 k1s1p0g1 sigmoid",
         "scale 16x16x16>16x16x16",
-        "conv1x1 16x16x16>16x16x16 k1s1p0g1",
-        "conv1x1 16x16x16>32x16x16 k1s1p0g1 relu6",
+        "conv1x1 16x16x16>16x16x16 k1s1p0g1 norm",
+        "conv1x1 16x16x16>32x16x16 k1s1p0g1 norm relu6",
     ]
     assert keys[-2:] == ["global_avg pool 256x1x1>256x1x1", "linear 256x1x1>10x1x1"]
     assert "add 128x2x2>128x2x2" in keys
     first = next(iter(layers_of(arch)))
     assert (first.mult_adds, first.weights) == (8 * 27 * 256, 8 * 27)
+
+
+def test_a_norm_at_the_start_of_the_next_block_is_a_step_of_its_own() -> None:
+    """ResNetV2's stem is a convolution, and its first block begins with a norm: inference cannot fold it."""
+    arch = create("resnet_v2_50", stem="cifar", resolution=32, width=0.125)
+    keys = [layer.key for layer in layers_of(arch)]
+    assert keys[:3] == ["conv 3x32x32>8x32x32 k3s1p1g1", "norm 8x32x32>8x32x32", "act 8x32x32>8x32x32 relu"]
+    ready = folded(build(arch).eval())
+    assert sum(key.startswith("norm") for key in keys) == sum(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
 
 
 def test_branches_and_shortcuts_are_joined_after_what_they_join() -> None:
@@ -188,7 +199,7 @@ def test_a_layer_that_was_not_measured_is_estimated_and_named() -> None:
         assert bool(prediction.estimated) == (arch.options["resolution"] == 64)
         assert prediction.latency_ms == pytest.approx(synthetic_total(arch), rel=0.02)  # beyond what was measured too
     larger = create("mobilenet_v1", width=1.0, resolution=128, classes=10)
-    assert "conv 3x128x128>32x64x64 k3s2p1g1 relu" in table.predict(larger).estimated
+    assert "conv 3x128x128>32x64x64 k3s2p1g1 norm relu" in table.predict(larger).estimated
     assert table.predict(larger).latency_ms == pytest.approx(synthetic_total(larger), rel=0.05)
 
 
