@@ -211,7 +211,8 @@ def _base(family: str, names: tuple[str, ...], *values: Any) -> _Base:
     check_choice("init", resolved["init"], INITS)
     for name in ("norm_eps", "norm_momentum"):
         check_number(name, resolved[name], above=0, below=1)
-        if name in asked and isinstance(made, Chain) and not any(isinstance(node, Norm) for _, node in walk(made)):
+        changed = resolved[name] != _signature(family)[name]
+        if changed and isinstance(made, Chain) and not any(isinstance(node, Norm) for _, node in walk(made)):
             raise OptionError(name, asked[name], "this network has no batch norm; leave it out")
     norm = (float(resolved["norm_eps"]), float(resolved["norm_momentum"]))
     return _Base(row, arguments, made, kept, resolved["init"], norm)

@@ -4,6 +4,7 @@ and the printed figures'.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -410,3 +411,11 @@ def test_the_dropout_that_torchvision_has_is_no_other_network() -> None:
     assert create("torchvision:squeezenet1_1", dropout=0.5).id == plain.id
     assert create("torchvision:squeezenet1_1", dropout=0).id == create("torchvision:squeezenet1_1", dropout=0.0).id
     assert create("torchvision:squeezenet1_1", dropout=0).id != plain.id
+
+
+@pytest.mark.parametrize(("family", "options"), CASES)
+def test_the_options_that_a_network_keeps_build_it_again(family: str, options: dict) -> None:
+    """As jobs, studies and exported configs do, through JSON."""
+    arch = create(family, **{"classes": 10, **options})
+    again = json.loads(json.dumps(arch.to_json()))
+    assert create(again["family"], **again["options"]).id == again["arch_id"] == arch.id
