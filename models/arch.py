@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 Activation = Literal["relu", "relu6", "hswish", "silu", "sigmoid", "hsigmoid"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "relu6", "hswish", "silu", "sigmoid", "hsigmoid")
@@ -77,6 +77,7 @@ class Node(Protocol):
 
 
 Layer = Callable[[Shape], Node]
+T = TypeVar("T")
 
 
 def _slide(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -307,18 +308,22 @@ def walk(node: Node, label: str = "") -> Iterator[tuple[str, Node]]:
             yield label, node
 
 
+def kept(node: Node, name: str, make: Callable[[Node], T]) -> T:
+    """`make(node)`, worked out once and kept on the node under `name`: many networks share blocks and stages."""
+    memo = vars(node)
+    if name not in memo:
+        memo[name] = make(node)
+    found: T = memo[name]
+    return found
+
+
 def canonical(node: Node) -> str:
     """What is computed, as comma-separated JSON lists, without labels and without the way it was put together; "" for
     a node that does nothing.
 
     Chains dissolve into the row around them, so networks that compute the same thing layer by layer have one form.
-    Kept on the node, since blocks and stages are shared by many networks.
     """
-    memo = vars(node)
-    text: str | None = memo.get("_canonical")
-    if text is None:
-        text = memo["_canonical"] = _canonical(node)
-    return text
+    return kept(node, "_canonical", _canonical)
 
 
 def _canonical(node: Node) -> str:

@@ -22,7 +22,7 @@ from mnet_search.models.layers import (
     scale_channels,
 )
 from mnet_search.models.layers import dropout as dropout_layer
-from mnet_search.models.options import Family, check_choice, check_depth, check_flag, check_number
+from mnet_search.models.options import Family, check_common, check_flag
 
 
 def mobilenet_cifar(
@@ -39,7 +39,7 @@ def mobilenet_cifar(
     """conv 3x3/2 32, four depthwise separable pairs to 256 channels (BN in the last two only), max-pool 2, flatten,
     linear: a small MobileNet for CIFAR-10 written in TensorFlow. (in_channels, resolution, resolution) -> (classes,).
     """
-    _check(width=width, dropout=dropout, stem_stride=stem_stride)
+    check_common(width=width, dropout=dropout, stem_stride=stem_stride)
     check_option("kernel", kernel)
     layers: dict[str, Layer | None] = {}
     for number, (channels, stride, norm) in enumerate(
@@ -79,7 +79,7 @@ def baseline(
     """conv 5x5 6, BN, ReLU, max-pool 2, dropout, flatten, linear 128 ReLU, dropout, linear: the least that one calls a
     convolutional network. (in_channels, resolution, resolution) -> (classes,).
     """
-    _check(width=width, dropout=dropout, stem_stride=stem_stride, hidden=hidden)
+    check_common(width=width, dropout=dropout, stem_stride=stem_stride, hidden=hidden)
     return chain(
         Shape(in_channels, resolution, resolution),
         stem=conv_norm_act(scale_channels(6, width), 5, stem_stride, act=act, bias=True),
@@ -106,7 +106,7 @@ def lenet5(
     """conv 5x5 valid 6, pool 2, conv 5x5 valid 16, pool 2, linear 120, 84, classes, with sigmoids (LeCun et al. 1998,
     section II.B, with max-pooling). (in_channels, resolution, resolution) -> (classes,).
     """
-    _check(width=width, dropout=dropout, stem_stride=stem_stride)
+    check_common(width=width, dropout=dropout, stem_stride=stem_stride)
     return chain(
         Shape(in_channels, resolution, resolution),
         conv1=conv(scale_channels(6, width), 5, stem_stride, bias=True, padding=0),
@@ -139,10 +139,10 @@ def alexnet8(
     """Five 3x3 convolutions (96 and 256 valid with BN, 384, 384, 256), three max-pools 3/2, linear 2048 twice, linear:
     AlexNet cut to 32 pixels. (in_channels, resolution, resolution) -> (classes,).
     """
-    _check(width=width, dropout=dropout, stem_stride=stem_stride, hidden=hidden)
+    check_common(width=width, dropout=dropout, stem_stride=stem_stride, hidden=hidden)
 
     def unit(channels: int, stride: int = 1, *, norm: bool = False) -> Layer:
-        pad = 0 if norm else 1
+        pad = 0 if norm else 1  # the two with batch norm are the two that pad nothing
         return partial(
             chain,
             conv=conv(scale_channels(channels, width), 3, stride, bias=True, padding=pad),
@@ -183,12 +183,12 @@ def vgg16(
     """13 3x3 convolutions in five groups of 64 to 512 channels, each group ended by a max-pool, linear twice, linear
     (Simonyan and Zisserman, arXiv 1409.1556, table 1 D, with BN). (in_channels, resolution, resolution) -> (classes,).
 
-    `hidden` is the width of the two linear layers; `dropout` that after each of them, `conv_dropout` that after
-    each pool;
-    `depth` multiplies the convolutions of each group.
+    `hidden` is the width of the two linear layers, `dropout` follows each of them and `conv_dropout` each pool; `depth`
+    multiplies the convolutions of each group.
     """
-    check_depth(depth)
-    _check(width=width, dropout=dropout, conv_dropout=conv_dropout, stem_stride=stem_stride, hidden=hidden)
+    check_common(
+        width=width, depth=depth, dropout=dropout, conv_dropout=conv_dropout, stem_stride=stem_stride, hidden=hidden
+    )
     check_flag("norm", norm)
     layers: dict[str, Layer | None] = {}
     for group, (channels, repeats) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], start=1):
@@ -225,9 +225,7 @@ def inception10(
     pool, linear (Szegedy et al., arXiv 1409.4842, cut to CIFAR-10). (in_channels, resolution, resolution) ->
     (classes,). `depth` multiplies the units of each group.
     """
-    check_depth(depth)
-    _check(width=width, dropout=dropout, stem_stride=stem_stride)
-    check_choice("head", head, ("linear", "conv"))
+    check_common(width=width, depth=depth, dropout=dropout, stem_stride=stem_stride, head=head)
     check_flag("bias", bias)
     layers: dict[str, Layer | None] = {}
     for group, channels in enumerate((16, 32), start=1):
@@ -253,17 +251,6 @@ def _two_linear(hidden: int, act: str, dropout: float) -> dict[str, Layer | None
         "act2": activation(act),
         "drop2": dropout_layer(dropout),
     }
-
-
-def _check(**options: float) -> None:
-    """The checks that the options of these networks share."""
-    for name, value in options.items():
-        if name == "width":
-            check_number(name, value, above=0)
-        elif "dropout" in name:
-            check_number(name, value, at_least=0, below=1)
-        else:
-            check_number(name, value, whole=True, at_least=1)
 
 
 # Keras' layers start from Glorot's uniform distribution, and so does TensorFlow's own get_variable; batch norm has an

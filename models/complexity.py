@@ -31,6 +31,7 @@ from mnet_search.models.arch import (
     Pool,
     Residual,
     Scale,
+    kept,
     walk,
 )
 from mnet_search.models.costs import FLOAT32_BYTES, Costs, LayerCosts
@@ -111,12 +112,8 @@ def _external(root: External) -> Costs:
 
 
 def fold(node: Node) -> Fold:
-    """The costs of a node and all below it, kept on the node: blocks and stages are shared by many networks."""
-    memo = vars(node)
-    known: Fold | None = memo.get("_fold")
-    if known is None:
-        known = memo["_fold"] = _fold(node)
-    return known
+    """The costs of a node and all below it."""
+    return kept(node, "_fold", _fold)
 
 
 def _fold(node: Node) -> Fold:

@@ -1,8 +1,8 @@
 """Families: each turns scaling knobs (width, resolution, depth, blocks) into a whole network.
 
-The families stand in tables by kind, each at the foot of its file; add one there. A family that takes `stages` can be
-changed stage by stage and block by block, with options named `stages.N.OPTION` and `stages.N.blocks.M.OPTION`, N and M
-counted from 1 as papers do.
+The families stand in tables by kind, each at the foot of its file; add one there. A family with the option `block` has
+stages and can be changed stage by stage and block by block, with options named `stages.N.OPTION` and
+`stages.N.blocks.M.OPTION`, N and M counted from 1 as papers do.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mnet_search.models.arch import (
     Shape,
     TooSmallError,
     UnknownOptionError,
+    kept,
     walk,
 )
 from mnet_search.models.blocks import BLOCKS, options_of
@@ -91,12 +92,12 @@ def _torchvision_network(
     """
     if dropout is not None:
         check_number("dropout", dropout, at_least=0, below=1)
-    own = dropout is None or _drops_by(name.removeprefix(TORCHVISION), float(dropout))
+    own = dropout is None or _has_dropout(name.removeprefix(TORCHVISION), float(dropout))
     options = () if own or dropout is None else (("dropout", float(dropout)),)
     return External(Shape(in_channels, resolution, resolution), name, classes, options)
 
 
-def _drops_by(name: str, rate: float) -> bool:
+def _has_dropout(name: str, rate: float) -> bool:
     """Whether torchvision's network has this dropout already, so that asking for it changes nothing."""
     from mnet_search.models.traced import build_torchvision
 
@@ -121,7 +122,7 @@ def options_of_family(name: str) -> dict[str, Any]:
     return dict(_signature(name))
 
 
-def _counts(number: str) -> bool:
+def _is_count(number: str) -> bool:
     """Whether a part of a path is a number in its one spelling: 01 would be a second name for 1."""
     return number.isdecimal() and number == str(int(number)) and number != "0"
 
@@ -139,15 +140,15 @@ def check_option_names(family: str, names: list[str]) -> None:
         match name.split("."):
             case [plain] if plain in known:
                 continue
-            case ["stages", number] if has_stages and _counts(number):
+            case ["stages", number] if has_stages and _is_count(number):
                 continue
-            case ["stages", number, "blocks", place] if has_stages and _counts(number) and _counts(place):
+            case ["stages", number, "blocks", place] if has_stages and _is_count(number) and _is_count(place):
                 continue
-            case ["stages", number, option] if has_stages and _counts(number):
+            case ["stages", number, option] if has_stages and _is_count(number):
                 if option not in at_stage:
                     known_text = f"{nearest(option, at_stage)} (a stage takes: {', '.join(at_stage)})"
                     raise UnknownOptionError(name, f"family {family}", known_text)
-            case ["stages", number, "blocks", place, option] if has_stages and _counts(number) and _counts(place):
+            case ["stages", number, "blocks", place, option] if has_stages and _is_count(number) and _is_count(place):
                 if option not in at_place:
                     known_text = f"{nearest(option, at_place)} (a block takes: {', '.join(at_place)})"
                     raise UnknownOptionError(name, f"family {family}", known_text)
@@ -205,9 +206,9 @@ def _base(family: str, names: tuple[str, ...], *values: Any) -> _Base:
         raise _too_small(row, arguments, {}, str(error)) from None
     if not isinstance(made, Frame) and not isinstance(getattr(made, "input", None), Shape):
         raise MnetError(f"family {family!r} gave {made!r}, which is no network; it should give a Chain or a Frame")
-    kept = {name: value for name, value in resolved.items() if value is not None}
+    given = {name: value for name, value in resolved.items() if value is not None}
     if isinstance(made, External):
-        return _Base(row, arguments, made, kept, DEFAULT_INIT, (NORM_EPS, NORM_MOMENTUM))
+        return _Base(row, arguments, made, given, DEFAULT_INIT, (NORM_EPS, NORM_MOMENTUM))
     check_choice("init", resolved["init"], INITS)
     for name in ("norm_eps", "norm_momentum"):
         check_number(name, resolved[name], above=0, below=1)
@@ -215,7 +216,7 @@ def _base(family: str, names: tuple[str, ...], *values: Any) -> _Base:
         if changed and isinstance(made, Chain) and not any(isinstance(node, Norm) for _, node in walk(made)):
             raise OptionError(name, asked[name], "this network has no batch norm; leave it out")
     norm = (float(resolved["norm_eps"]), float(resolved["norm_momentum"]))
-    return _Base(row, arguments, made, kept, resolved["init"], norm)
+    return _Base(row, arguments, made, given, resolved["init"], norm)
 
 
 def _finish(base: _Base, overrides: Mapping[int, Options]) -> Node:
@@ -301,7 +302,7 @@ def _gathered(stage: _StageLayout, *values: Any) -> Options:
 
 def _by_place(name: str, blocks: Any) -> dict[int, Options]:
     """{1: {...}, 2: {...}}, the places as numbers or as JSON's words."""
-    if not isinstance(blocks, Mapping) or not all(_counts(str(place)) for place in blocks):
+    if not isinstance(blocks, Mapping) or not all(_is_count(str(place)) for place in blocks):
         raise OptionError(name, blocks, "it takes a mapping of places such as {1: {block: inverted_residual}}")
     return {int(place): Options(_mapping(f"{name}.{place}", options)) for place, options in blocks.items()}
 
@@ -324,14 +325,8 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def _with_norms(node: Node, norm: tuple[float, float]) -> Node:
-    """The tree with these eps and momentum in its batch norms, kept on the node that it was made from: stages are
-    shared by many networks.
-    """
-    memo = vars(node)
-    known: tuple[tuple[float, float], Node] | None = memo.get("_with_norms")
-    if known is None or known[0] != norm:
-        known = memo["_with_norms"] = (norm, _replace_norms(node, norm))
-    return known[1]
+    """The tree with these eps and momentum in its batch norms."""
+    return kept(node, f"_with_norms {norm}", partial(_replace_norms, norm=norm))
 
 
 def _replace_norms(node: Node, norm: tuple[float, float]) -> Node:
@@ -354,16 +349,27 @@ def _too_small(row: Family, arguments: Mapping[str, Any], overrides: Mapping[int
     defaults = {p.name: p.default for p in inspect.signature(row.make).parameters.values()}
     given = {**defaults, **arguments}
     for resolution in range(int(given["resolution"]) + 1, 1025):
-        try:
-            made = row.make(**{**arguments, "resolution": resolution})
-            if isinstance(made, Frame):
-                assemble(made, overrides)
-        except TooSmallError:
+        if not _fits(row, {**arguments, "resolution": resolution}, overrides, given):
             continue
-        stem = " or a stem_stride of 1" if (given.get("stem_stride") or 1) > 1 else ""
+        stem = " or a stem_stride of 1" if _fits(row, {**arguments, "stem_stride": 1}, overrides, given) else ""
         why = f"{why}: too small for the strides; use {resolution} or more{stem}"
         return OptionError("resolution", given["resolution"], why)
     return OptionError("resolution", given["resolution"], f"{why}: too small for the strides")
+
+
+def _fits(
+    row: Family, arguments: Mapping[str, Any], overrides: Mapping[int, Options], known: Mapping[str, Any]
+) -> bool:
+    """Whether the resolution is large enough under these arguments, all of which the family knows."""
+    if not arguments.keys() <= known.keys():
+        return False
+    try:
+        made = row.make(**arguments)
+        if isinstance(made, Frame):
+            assemble(made, overrides)
+    except TooSmallError:
+        return False
+    return True
 
 
 FAMILIES: dict[str, Family] = {**mobilenets.FAMILIES, **classics.FAMILIES, **resnets.FAMILIES}

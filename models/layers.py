@@ -138,6 +138,10 @@ def squeeze_excite(ratio: float, *, gate: str = "sigmoid", rounding: str = "plai
     return layer
 
 
+# How the scores are made, by `classifier`.
+HEADS = ("linear", "conv")
+
+
 def classifier(classes: int, *, head: str = "linear", dropout_rate: float = 0.0) -> dict[str, Layer | None]:
     """Global average pool, dropout and the scores: by a linear layer, or by a 1x1 convolution with bias in the manner
     of slim's MobileNets and ResNets (the same function of the same number of weights).

@@ -13,7 +13,6 @@ from typing import Any
 from mnet_search.models.arch import Flatten, Layer, Pool, Shape
 from mnet_search.models.blocks import KERNELS
 from mnet_search.models.layers import (
-    ROUNDING,
     activation,
     classifier,
     conv_norm_act,
@@ -21,10 +20,8 @@ from mnet_search.models.layers import (
     scale_channels,
 )
 from mnet_search.models.layers import dropout as dropout_layer
-from mnet_search.models.options import Family, check_choice, check_depth, check_number, given
+from mnet_search.models.options import Family, check_choice, check_common, check_depth, check_number, given
 from mnet_search.models.stages import Frame, Options, Plan, Stage
-
-HEADS = ("linear", "conv")
 
 # Channels, stride of the first block and number of blocks of MobileNetV1, grouped by resolution (arXiv 1704.04861,
 # table 1). The paper prints stride 2 for the last depthwise layer as well; its input and output are both 7x7, so that
@@ -97,7 +94,7 @@ def mobilenet_v1(
     `kernel`, `expand`, `se` and `act` go to every block that has them (None: the block's own default).
     """
     check_depth(depth, ("full", "shallow"))
-    _check(width=width, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
+    check_common(width=width, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
     table = MOBILENET_V1_SHALLOW if depth == "shallow" else MOBILENET_V1
     asked = Options(given(kernel=kernel, expand=expand, se=se, act=act))
     plan = Plan(block, asked, width, depth if not isinstance(depth, str) else 1.0, rounding)
@@ -130,9 +127,8 @@ def mobilenet_v2(
     (in_channels, resolution, resolution) -> (classes,). Widths round to multiples of 8 and the 1x1 before the pool
     never shrinks below `head_channels` (the authors' code). `expand` is that of every stage but the first.
     """
-    check_depth(depth)
-    _check(width=width, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
-    check_number("head_channels", head_channels, whole=True, at_least=1)
+    check_common(width=width, depth=depth, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
+    check_common(head_channels=head_channels)
     act_all = act or "relu6"
     asked = Options(given(act=act_all, kernel=kernel, expand=expand, se=se))
     plan = Plan(block, asked, width, depth, rounding)
@@ -168,10 +164,9 @@ def mobilenet_v3(
     (in_channels, resolution, resolution) -> (classes,). `head_channels` is the width of the linear layer before the
     last (None: 1280 in the large, 1024 in the small network); `expand`, `kernel`, `se` and `act` replace the tables'.
     """
-    check_depth(depth)
-    _check(width=width, stem_stride=stem_stride, dropout=dropout, rounding=rounding)
+    check_common(width=width, depth=depth, stem_stride=stem_stride, dropout=dropout, rounding=rounding)
     features = head_channels_default if head_channels is None else head_channels
-    check_number("head_channels", features, whole=True, at_least=1)
+    check_common(head_channels=features)
     plan = Plan(block, Options(given(kernel=kernel, expand=expand, se=se, act=act)), width, depth, rounding)
     last_act = act or "hswish"
     tail: dict[str, Layer | None] = {
@@ -214,12 +209,11 @@ def staged(
     blocks, the first strided; `stages.N.channels`, `.depth`, `.stride` and `.blocks.M` change them, and
     `stages.4.channels` adds a fourth. `head_channels` 0 leaves the 1x1 out.
     """
-    check_depth(depth)
-    _check(width=width, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
-    check_number("stem_channels", stem_channels, whole=True, at_least=1)
+    check_common(width=width, depth=depth, stem_stride=stem_stride, dropout=dropout, rounding=rounding, head=head)
+    check_common(stem_channels=stem_channels)
     check_number("head_channels", head_channels, whole=True, at_least=0)
     check_choice("stem_kernel", stem_kernel, KERNELS)
-    check_number("stem_kernel", stem_kernel, whole=True, at_least=1)
+    check_common(stem_kernel=stem_kernel)  # 3.0 is among the kernels as well
     asked = Options(given(act=act, kernel=kernel, expand=expand, se=se))
     stem = conv_norm_act(scale_channels(stem_channels, width, rounding), stem_kernel, stem_stride, act=act)
     tail = classifier(classes, head=head, dropout_rate=dropout)
@@ -227,16 +221,6 @@ def staged(
         tail = {"head": conv_norm_act(scale_channels(head_channels, max(1.0, width), rounding), act=act), **tail}
     plan = Plan(block, asked, width, depth, rounding)
     return Frame(Shape(in_channels, resolution, resolution), {"stem": stem}, STAGED, plan, tail, Stage(1, 2, 1))
-
-
-def _check(**options: Any) -> None:
-    """The checks that the options of all these networks share."""
-    check_number("width", options["width"], above=0)
-    check_number("stem_stride", options["stem_stride"], whole=True, at_least=1)
-    check_number("dropout", options["dropout"], at_least=0, below=1)
-    check_choice("rounding", options["rounding"], tuple(ROUNDING))
-    if "head" in options:
-        check_choice("head", options["head"], HEADS)
 
 
 FAMILIES: dict[str, Family] = {

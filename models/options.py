@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnet_search.models.arch import DEFAULT_INIT, NORM_EPS, NORM_MOMENTUM, OptionError
+from mnet_search.models.layers import HEADS, ROUNDING
 
 # Beyond any network; below it nothing overflows on the way to the costs.
 LARGEST = 1e9
@@ -81,3 +82,22 @@ def check_depth(value: Any, words: tuple[str, ...] = ()) -> None:
     except OptionError:
         also = f", or one of {', '.join(words)}" if words else ""
         raise OptionError("depth", value, f"a number above 0 that multiplies the blocks of a stage{also}") from None
+
+
+def check_common(**options: Any) -> None:
+    """The checks of options that many families have, by their names: `width`, `depth`, `rounding`, `head`, those with
+    dropout in the name; any other is a whole number of at least 1. Raises OptionError.
+    """
+    for name, value in options.items():
+        if name == "width":
+            check_number(name, value, above=0)
+        elif name == "depth":
+            check_depth(value)
+        elif name == "rounding":
+            check_choice(name, value, tuple(ROUNDING))
+        elif name == "head":
+            check_choice(name, value, HEADS)
+        elif "dropout" in name:
+            check_number(name, value, at_least=0, below=1)
+        else:
+            check_number(name, value, whole=True, at_least=1)

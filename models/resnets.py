@@ -10,7 +10,6 @@ from functools import partial
 
 from mnet_search.models.arch import Layer, Norm, Shape
 from mnet_search.models.layers import (
-    ROUNDING,
     activation,
     classifier,
     conv,
@@ -18,7 +17,7 @@ from mnet_search.models.layers import (
     max_pool,
     scale_channels,
 )
-from mnet_search.models.options import Family, check_choice, check_depth, check_number, given
+from mnet_search.models.options import Family, check_choice, check_common, given
 from mnet_search.models.stages import Frame, Options, Plan, Stage
 
 RESNET18 = (Stage(64, 1, 2), Stage(128, 2, 2), Stage(256, 2, 2), Stage(512, 2, 2))
@@ -47,10 +46,9 @@ def resnet18(
 
     `stem` "imagenet" is the paper's 7x7/2 with max-pool 3/2. `stem_stride` None: 1 for cifar, 2 for imagenet.
     """
-    check_depth(depth)
     check_choice("stem", stem, ("cifar", "imagenet"))
     stride = stem_stride if stem_stride is not None else (2 if stem == "imagenet" else 1)
-    _check(width, stride, dropout, rounding, head)
+    check_common(width=width, depth=depth, stem_stride=stride, dropout=dropout, rounding=rounding, head=head)
     asked = Options(given(kernel=kernel, expand=expand, se=se, act=act))
     channels, kernel_size = scale_channels(64, width, rounding), 7 if stem == "imagenet" else 3
     layers = {
@@ -93,10 +91,9 @@ def resnet_v2(
 
     `stem` "cifar" is a 3x3 convolution of stride 1 without pool.
     """
-    check_depth(depth)
     check_choice("stem", stem, ("cifar", "imagenet"))
     stride = stem_stride if stem_stride is not None else (2 if stem == "imagenet" else 1)
-    _check(width, stride, dropout, rounding, head)
+    check_common(width=width, depth=depth, stem_stride=stride, dropout=dropout, rounding=rounding, head=head)
     asked = Options(given(kernel=kernel, expand=expand, se=se, act=act))
     layers = {
         "stem": conv(scale_channels(64, width, rounding), 7 if stem == "imagenet" else 3, stride, bias=True),
@@ -106,15 +103,6 @@ def resnet_v2(
     tail: dict[str, Layer | None] = {"norm": Norm, "act": activation(act or "relu"), **head_layers}
     plan = Plan(block, asked, width, depth, rounding)
     return Frame(Shape(in_channels, resolution, resolution), layers, table, plan, tail)
-
-
-def _check(width: float, stem_stride: int, dropout: float, rounding: str, head: str) -> None:
-    """The checks that the options of these networks share."""
-    check_number("width", width, above=0)
-    check_number("stem_stride", stem_stride, whole=True, at_least=1)
-    check_number("dropout", dropout, at_least=0, below=1)
-    check_choice("rounding", rounding, tuple(ROUNDING))
-    check_choice("head", head, ("linear", "conv"))
 
 
 # He over the fan-in: variance_scaling in slim's ResNetV2; batch norm as there (decay 0.997, eps 1e-5).

@@ -161,10 +161,10 @@ def _stage(number: int, row: Stage, own: Options, plan: Plan, x: Shape) -> tuple
     try:
         return _row_of_blocks(specs, x), frozenset(name for name, *_ in specs)
     except OptionError as error:
-        raise _by_path(error, number, own, plan) from None
+        raise _under_users_name(error, number, own, plan) from None
 
 
-def _by_path(error: OptionError, number: int, own: Options, plan: Plan) -> OptionError:
+def _under_users_name(error: OptionError, number: int, own: Options, plan: Plan) -> OptionError:
     """A block's error under the name by which the user gave the option."""
     prefix = f"stages.{number}"
     for place, options in own.get("blocks", NOTHING).items():
@@ -202,7 +202,7 @@ def _takes(name: str) -> frozenset[str]:
     return frozenset(options_of(lookup(BLOCKS, name, "block")))
 
 
-def _choose_width(where: str, explicit: dict[str, Any], at_place: Mapping[str, Any]) -> None:
+def _resolve_expansion(where: str, explicit: dict[str, Any], at_place: Mapping[str, Any]) -> None:
     """`hidden` and `expand` say the same thing: a place's stands above its stage's, and both at once are refused."""
     if "hidden" in at_place and "expand" not in at_place:
         explicit.pop("expand", None)
@@ -215,45 +215,67 @@ def _choose_width(where: str, explicit: dict[str, Any], at_place: Mapping[str, A
 def _blocks_of(number: int, row: Stage, own: Options, plan: Plan) -> tuple[BlockSpec, ...]:
     """The blocks of one stage, every option decided."""
     prefix = f"stages.{number}"
-    for name in ("channels", "stride", "depth"):
-        if name in own:
-            most = MOST_BLOCKS if name == "depth" else None
-            check_number(f"{prefix}.{name}", own[name], whole=True, at_least=1, at_most=most)
-    if "width" in own:
-        check_number(f"{prefix}.width", own["width"], above=0)
-    width = plan.width * own.get("width", 1.0)
-    channels = scale_channels(own.get("channels", row.channels), width, plan.rounding)
+    width, channels = _width_of(prefix, row, own, plan)
     depth = own["depth"] if "depth" in own else math.ceil(row.depth * plan.depth - 1e-9)
+    check_number(f"{prefix}.depth", depth, whole=True, at_least=1, at_most=MOST_BLOCKS)
+    strided = depth if row.stride_last else 1
+    stride = own.get("stride", row.stride)
+    check_number(f"{prefix}.stride", stride, whole=True, at_least=1)
     places = own.get("blocks", NOTHING)
     for place in places:
         if place > depth:
             raise OptionError(f"{prefix}.blocks.{place}", places[place], f"stage {number} has {depth} blocks")
-    for_all = {k: v for k, v in own.items() if k not in STAGE_OPTIONS}
     specs: list[BlockSpec] = []
     for place in range(1, depth + 1):
         at_place = places.get(place, NOTHING)
-        name = next(of["block"] for of in (at_place, own, {"block": plan.block}) if "block" in of)
-        if not isinstance(name, str) or not name:
-            where = f"{prefix}.blocks.{place}." if "block" in at_place else f"{prefix}." if "block" in own else ""
-            raise OptionError(f"{where}block", name, f"it is the name of one: {', '.join(BLOCKS)}")
-        takes = _takes(name)
+        name = _block_name(prefix, place, at_place, own, plan)
+        asked = _asked_of(prefix, place, name, at_place, own)
         in_table = row.places[min(place, len(row.places)) - 1]
+        takes = _takes(name)
         options = {k: v for k, v in (*in_table.items(), *plan.asked.items(), *row.pinned.items()) if k in takes}
-        explicit = {k: v for k, v in at_place.items() if k != "block"}
-        if for_all:
-            # an option of the stage need not fit a place that has its own block
-            explicit = {k: v for k, v in for_all.items() if k in takes or "block" not in at_place} | explicit
-        _choose_width(f"{prefix}.blocks.{place}", explicit, at_place)
-        for option in explicit:
-            if option not in takes:
-                where = f"{prefix}.blocks.{place}" if option in at_place else prefix
-                has = f" (it has: {', '.join(sorted(takes))})" if takes else " (it has none)"
-                raise UnknownOptionError(f"{where}.{option}", f"block {name}", has)
         if "hidden" in options:
             options["hidden"] = scale_channels(options["hidden"], width, plan.rounding)
-            if "expand" in explicit or "expand" in plan.asked:
+            if "expand" in asked or "expand" in plan.asked:
                 del options["hidden"]
-        options |= explicit
-        stride = own.get("stride", row.stride) if place == (depth if row.stride_last else 1) else 1
-        specs.append((name, channels, stride, Options(sorted(options.items()))))
+        specs.append((name, channels, stride if place == strided else 1, Options(sorted((options | asked).items()))))
     return tuple(specs)
+
+
+def _width_of(prefix: str, row: Stage, own: Options, plan: Plan) -> tuple[float, int]:
+    """The stage's width multiplier and its output channels."""
+    base = own.get("channels", row.channels)
+    check_number(f"{prefix}.channels", base, whole=True, at_least=1)
+    if "width" not in own:
+        return plan.width, scale_channels(base, plan.width, plan.rounding)
+    check_number(f"{prefix}.width", own["width"], above=0)
+    width = plan.width * own["width"]
+    try:
+        return width, scale_channels(base, width, plan.rounding)
+    except OptionError:
+        allowed = f"it leaves {base} channels with none"
+        raise OptionError(f"{prefix}.width", own["width"], allowed) from None
+
+
+def _block_name(prefix: str, place: int, at_place: Mapping[str, Any], own: Options, plan: Plan) -> str:
+    """Which block stands at a place: its own, its stage's or the network's."""
+    given = ((f"{prefix}.blocks.{place}.", at_place), (f"{prefix}.", own), ("", {"block": plan.block}))
+    where, name = next((where, options["block"]) for where, options in given if "block" in options)
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"{where}block", name, f"it is the name of one: {', '.join(BLOCKS)}")
+    return name
+
+
+def _asked_of(prefix: str, place: int, name: str, at_place: Mapping[str, Any], own: Options) -> dict[str, Any]:
+    """What the options of the stage and of the place ask of a block. Raises OptionError where it has no such option."""
+    takes = _takes(name)
+    for_all = {k: v for k, v in own.items() if k not in STAGE_OPTIONS}
+    # an option of the stage need not fit a place that has its own block
+    asked = {k: v for k, v in for_all.items() if k in takes or "block" not in at_place}
+    asked |= {k: v for k, v in at_place.items() if k != "block"}
+    _resolve_expansion(f"{prefix}.blocks.{place}", asked, at_place)
+    for option in asked:
+        if option not in takes:
+            where = f"{prefix}.blocks.{place}" if option in at_place else prefix
+            has = f" (it has: {', '.join(sorted(takes))})" if takes else " (it has none)"
+            raise UnknownOptionError(f"{where}.{option}", f"block {name}", has)
+    return asked

@@ -139,7 +139,7 @@ def train(
     recipe = lookup(RECIPES, options.recipe, "recipe")
     if len(data.train) < 2:
         raise TrialFailed(f"{len(data.train)} training images are too few for batch statistics; give 2 or more")
-    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
     optimiser = NesterovSGD(module, recipe)
     run = describe_run(module, data, options, resolution=resolution, seed=seed, identity=identity)
     rows: list[Epoch] = []

@@ -36,8 +36,8 @@ resources: {concurrency: 1}
 """
 
 
-def write_space(folder: Path, text: str = TINY) -> Path:
-    path = folder / "tiny.yaml"
+def write_space(folder: Path, text: str = TINY, name: str = "tiny.yaml") -> Path:
+    path = folder / name
     path.write_text(text)
     return path
 

@@ -111,7 +111,7 @@ def test_export_and_train(study: Path, tmp_path: Path) -> None:
     assert config.provenance["study"] == "tiny"
     with safe_open(weights_path, "pt") as weights:
         assert weights.metadata()["arch_id"] == arch.id
-        build(arch).load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118
+        build(arch).load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118  # no mapping
     again = call(study, "export", "tiny", "--best", "-o", tmp_path)
     assert again.returncode == 2
     assert "exists already; give --force to replace it" in again.stderr

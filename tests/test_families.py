@@ -315,6 +315,13 @@ BAD = [
     ("staged", {"stages.1.blocks.1": "conv"}, "='conv' is not possible: it takes a mapping such as"),
     ("staged", {"stages.1.block": "identity", "stages.1.kernel": 3}, "block identity has no option 'stages.1.kernel'"),
     ("staged", {"stages.1.depth": 0}, "stages.1.depth=0 is not possible: it is a whole number at least 1"),
+    ("mobilenet_v2", {"stages.2.width": 0.0}, "stages.2.width=0.0 is not possible: it is a number above 0"),
+    (
+        "mobilenet_v1",
+        {"stages.2.width": 0.001},
+        "stages.2.width=0.001 is not possible: it leaves 128 channels",
+    ),
+    ("mobilenet_v1", {"resolution": 10}, "use 17 or more or a stem_stride of 1"),
     ("mobilenet_v2", {"depth": "shallow"}, "depth='shallow' is not possible: a number above 0 that multiplies"),
     ("mobilenet_v2", {"rounding": "up"}, "rounding='up' is not possible: one of plain, divisible"),
     ("mobilenet_v3_small", {"init": "zeros"}, "init='zeros' is not possible: one of he_fan_in, he_fan_out"),
@@ -419,3 +426,10 @@ def test_the_options_that_a_network_keeps_build_it_again(family: str, options: d
     arch = create(family, **{"classes": 10, **options})
     again = json.loads(json.dumps(arch.to_json()))
     assert create(again["family"], **again["options"]).id == again["arch_id"] == arch.id
+
+
+def test_a_stem_stride_is_proposed_only_where_it_helps() -> None:
+    with pytest.raises(MnetError) as caught:
+        create("mobilenet_v1", resolution=2)
+    assert str(caught.value).endswith("use 17 or more")
+    create("mobilenet_v1", resolution=10, stem_stride=1)

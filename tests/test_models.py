@@ -204,7 +204,7 @@ BAD = [
         {"resolution": 8},
         "resolution=8 is not possible: conv 3x3 stride 2 cannot be applied to a map of 1x1 pixels: too small",
     ),
-    ({"resolution": 8}, "use 17 or more or a stem_stride of 1"),
+    ({"resolution": 9}, "use 17 or more or a stem_stride of 1"),
     ({"resolution": 0}, "resolution=0 is not possible: it is a whole number at least 1"),
     ({"width": 0.01}, "width=0.01 is not possible: it leaves 32 channels with none; use 0.032 or more"),
     ({"width": float("nan")}, "width=nan is not possible"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,9 @@ from mnet_search.models.families import create
 from mnet_search.spaces.space import SpaceError, load_space, make_space, survey
 from mnet_search.spaces.yamlfile import Source
 
+from processes import write_space
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "space.yaml"
-    path.write_text(text)
-    return path
-
+write = partial(write_space, name="space.yaml")
 
 FAMILIES_TEXT = """\
 family: [mobilenet_v1, lenet5, staged]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from mnet_search.search.run import KNOWN, open_space
 from mnet_search.spaces.schema import Choice, Range, SpaceFile
 from mnet_search.spaces.space import Space, SpaceError, difference, load_space, make_space, si, survey
 from mnet_search.spaces.yamlfile import Source
+
+from processes import write_space
+
+write = partial(write_space, name="space.yaml")
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "spaces").glob("*.yaml"))
@@ -34,12 +39,6 @@ constraints: {mult_adds: {max: 4M}}
 training: {epochs: 2}
 search: {sampler: tpe, n_trials: 5}
 """
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "space.yaml"
-    path.write_text(text)
-    return path
 
 
 def space_of(**parameters: object) -> Space:
