@@ -6,6 +6,9 @@ A source says its facts before any pixel is read, and reads each of its parts on
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -33,9 +36,11 @@ class DataOptions:
 
     `path` is a file or folder, `data/` below the working directory where a downloadable set names none. `validation` is
     a fraction of the training images where the source has its own test part, else both fractions are of all images.
-    `test` is not used where the source has a test part, nor `validation` where it has a validation part. `limit` keeps
-    that many training images, stratified. `flip` overrides whether images may be mirrored; None takes the dataset's own
-    answer, which is no for `npz` and `image_folder`.
+    `test` is not used where the source has a test part, nor `validation` where it has a validation part. `train_limit`
+    keeps that many training images and `train_fraction` that share of them, stratified; the smaller count wins, and the
+    other parts stay as they are. `flip` overrides whether images may be mirrored; None takes the dataset's own answer,
+    which is no for `npz` and `image_folder`. `stream` decodes the pictures of a folder anew for each batch; None does
+    where they would take more than half of the memory available.
     """
 
     name: str = "digits"
@@ -44,8 +49,10 @@ class DataOptions:
     validation: float = 0.2
     test: float = 0.2
     split_seed: int = 0
-    limit: int | None = None
+    train_limit: int | None = None
+    train_fraction: float | None = None
     flip: bool | None = None
+    stream: bool | None = None
 
     def __post_init__(self) -> None:
         for key in ("validation", "test"):
@@ -54,8 +61,15 @@ class DataOptions:
                 raise DataError(f"data.{key}: {value!r} is not a fraction between 0 and 1 (both excluded); try 0.2")
         if not _is_whole(self.split_seed) or self.split_seed < 0:
             raise DataError(f"data.split_seed: {self.split_seed!r} is not a whole number from 0 up")
-        if self.limit is not None and (not _is_whole(self.limit) or self.limit < 1):
-            raise DataError(f"data.limit: {self.limit!r} is not a number of images; leave it out to train on all")
+        limit, share = self.train_limit, self.train_fraction
+        if limit is not None and (not _is_whole(limit) or limit < 1):
+            raise DataError(f"data.train_limit: {limit!r} is not a number of images; leave it out to train on all")
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
+            raise DataError(
+                f"data.train_fraction: {share!r} is not a share above 0 and up to 1; leave it out to train on all"
+            )
+        if self.stream not in (None, True, False) or isinstance(self.stream, int) != isinstance(self.stream, bool):
+            raise DataError(f"data.stream: {self.stream!r} is not true or false; leave it out to let memory decide")
         if self.path is not None and not isinstance(self.path, str):
             raise DataError(f"data.path: {self.path!r} is not text; give a file or folder in quotes")
 
@@ -78,14 +92,35 @@ class Facts:
     licence: str
 
 
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Picture files below `root` that are decoded batch by batch: names as bytes (N,), whole-number labels (N,)."""
+
+    root: Path
+    names: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Array) -> Pictures:
+        return Pictures(self.root, self.names[positions], self.labels[positions])
+
+    def path(self, position: int) -> Path:
+        return self.root / os.fsdecode(self.names[position])
+
+
+Part = Pixels | Pictures
+
+
 @dataclass(frozen=True)
 class Source:
     """A dataset's facts and its parts, each read when called; `search.data` cuts a part that is None from `train`."""
 
     facts: Facts
-    train: Callable[[], Pixels]
-    validation: Callable[[], Pixels] | None = None
-    test: Callable[[], Pixels] | None = None
+    train: Callable[[], Part]
+    validation: Callable[[], Part] | None = None
+    test: Callable[[], Part] | None = None
 
 
 def check_labels(labels: Array, where: str) -> Array:
@@ -113,12 +148,15 @@ def existing(options: DataOptions, what: str) -> Path:
     return path
 
 
+DAMAGE = (OSError, EOFError, ValueError, SyntaxError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
 @contextlib.contextmanager
 def reading(path: Path, advice: str) -> Iterator[None]:
     """Turns what readers of damaged files raise into one line that names the file."""
     try:
         yield
-    except (OSError, EOFError, ValueError, SyntaxError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"cannot read {str(path)!r}: {reason}; {advice}") from error
 
@@ -241,11 +279,11 @@ HELD_OUT = ("test", "val", "valid", "validation")
 
 
 def image_folder(options: DataOptions) -> Source:
-    """Pictures of one size in one subfolder per class, or such folders below train/ and test/ or val/.
+    """Pictures in one subfolder per class, or such folders below train/ and test/ or val/.
 
     A val/ beside a test/ is the validation part; a val/ alone is the held-out test part, as published sets use it. The
-    first picture tells size and whether all are grey or RGB. Everything is decoded into memory. Pictures are not turned
-    by their EXIF tag.
+    first picture tells whether all are grey or RGB, and the size that all must have unless they are streamed (see
+    DataOptions); without `stream`, everything is decoded into memory. Pictures are not turned by their EXIF tag.
     """
     root = existing(options, "a folder with one subfolder per class")
     if not root.is_dir():
@@ -264,12 +302,33 @@ def image_folder(options: DataOptions) -> Source:
     with _opened(_pictures(train / names[0])[0]) as first:
         (width, height), channels = first.size, 1 if first.mode in GREY_MODES else 3
     facts = Facts(options.name, channels, len(names), height, width, names, flip=False, licence="the user's own files")
+    training = functools.cache(lambda: _listed(train, root, facts))
+    streams = functools.cache(lambda: _must_stream(training(), facts) if options.stream is None else options.stream)
+
+    def read(pictures: Pictures) -> Part:
+        return pictures if streams() else _decode(pictures, facts)
+
     return Source(
         facts,
-        train=lambda: _decode(train, facts),
-        validation=(lambda: _decode(held_out[1], facts)) if len(held_out) > 1 else None,
-        test=(lambda: _decode(held_out[0], facts)) if held_out else None,
+        train=lambda: read(training()),
+        validation=(lambda: read(_listed(held_out[1], root, facts))) if len(held_out) > 1 else None,
+        test=(lambda: read(_listed(held_out[0], root, facts))) if held_out else None,
     )
+
+
+def _must_stream(pictures: Pictures, facts: Facts) -> bool:
+    """Whether the decoded pictures, at the first one's size, would take more than half of the memory available."""
+    available = memory_available()
+    return available is not None and len(pictures) * facts.channels * facts.height * facts.width > available / 2
+
+
+def memory_available() -> int | None:
+    """Bytes that a new program may take without swapping, as Linux says; None elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -297,30 +356,34 @@ def _opened(path: Path) -> Iterator[Any]:
         yield image
 
 
-def _decode(folder: Path, facts: Facts) -> Pixels:
-    """All pictures below `folder` as one array; the first that does not fit the facts is named."""
+def _listed(folder: Path, root: Path, facts: Facts) -> Pictures:
+    """All pictures below `folder`, class by class in the order of their names; nothing is opened."""
     if strange := sorted(set(_subfolders(folder)) - set(facts.class_names)):
         raise DataError(f"{str(folder)!r} has classes that training does not: {', '.join(strange)}")
-    files = [
-        (path, label)
-        for label, name in enumerate(facts.class_names)
-        if (folder / name).is_dir()
-        for path in _pictures(folder / name)
-    ]
-    images = np.empty((len(files), facts.height, facts.width, facts.channels), np.uint8)
-    for slot, (path, _) in zip(images, files, strict=True):
-        slot[:] = _picture(path, facts)
-    return images.transpose(0, 3, 1, 2), np.array([label for _, label in files], np.int64)
+    names, labels = [], []
+    for label, name in enumerate(facts.class_names):
+        found = _pictures(folder / name) if (folder / name).is_dir() else []
+        names += [os.fsencode(path.relative_to(root)) for path in found]
+        labels += [label] * len(found)
+    return Pictures(root, np.array(names, dtype=np.bytes_), np.array(labels, np.int64))
 
 
-def _picture(path: Path, facts: Facts) -> Array:
+def _decode(pictures: Pictures, facts: Facts) -> Pixels:
+    """All pictures as one array; the first that does not fit the facts is named."""
+    images = np.empty((len(pictures), facts.height, facts.width, facts.channels), np.uint8)
+    for position, slot in enumerate(images):
+        slot[:] = read_picture(pictures.path(position), facts)
+    return images.transpose(0, 3, 1, 2), pictures.labels
+
+
+def read_picture(path: Path, facts: Facts, any_size: bool = False) -> Array:
     """One picture as (H, W, C). Grey among RGB is spread over three channels; RGB among grey is refused."""
     with _opened(path) as image:
         (width, height), mode = image.size, image.mode
-        if (width, height) != (facts.width, facts.height):
+        if not any_size and (width, height) != (facts.width, facts.height):
             raise DataError(
                 f"{str(path)!r} is {width}x{height} pixels but the first image is {facts.width}x{facts.height}; resize "
-                "all to one size"
+                "all to one size, or set data.stream to true, which takes mixed sizes"
             )
         if facts.channels == 1 and mode not in GREY_MODES:
             raise DataError(f"{str(path)!r} has colours but the first image is grey; convert all to one kind")

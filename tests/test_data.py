@@ -1,4 +1,4 @@
-"""The split, the cache and the pixel operations, on real digits and on labels that hypothesis makes up."""
+"""The split, on real digits and on labels that hypothesis makes up."""
 
 import os
 from pathlib import Path
@@ -6,21 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from mnet_search.search import data
 from mnet_search.search.data import (
     DataError,
     DataOptions,
     Split,
-    augment,
     describe,
     load,
     load_test,
-    normalise,
     resize,
     split_indices,
     stratified_subset,
@@ -84,13 +80,24 @@ def test_a_reused_worker_reads_once() -> None:
     assert load(DataOptions()) is load(DataOptions())
 
 
-def test_limit_takes_training_images_only_and_keeps_the_rest() -> None:
-    few = load(DataOptions(limit=100))
+def test_train_limit_takes_training_images_only_and_keeps_the_rest() -> None:
+    few = load(DataOptions(train_limit=100))
     assert len(few.train) == 100
     assert torch.bincount(few.train.labels).tolist() == [10] * 10
     assert pixels_of(few.train) < pixels_of(DIGITS.train)
     assert pixels_of(few.validation) == pixels_of(DIGITS.validation)
-    assert len(load(DataOptions(limit=10**6)).train) == len(DIGITS.train)
+    assert len(load(DataOptions(train_limit=10**6)).train) == len(DIGITS.train)
+
+
+def test_a_fraction_is_a_limit_and_the_smaller_count_wins() -> None:
+    half = load(DataOptions(train_fraction=0.5))
+    assert len(half.train) == 540
+    assert pixels_of(half.train) == pixels_of(load(DataOptions(train_limit=540)).train)
+    assert pixels_of(half.validation) == pixels_of(DIGITS.validation)
+    assert pixels_of(load_test(DataOptions(train_fraction=0.5))) == pixels_of(load_test(DataOptions()))
+    assert load(DataOptions(train_fraction=1)).digest == DIGITS.digest
+    for limit, expected in ((100, 100), (1000, 540)):
+        assert len(load(DataOptions(train_fraction=0.5, train_limit=limit)).train) == expected
 
 
 def test_flip_can_be_set_by_the_user() -> None:
@@ -101,6 +108,41 @@ def test_statistics_are_those_of_the_training_images() -> None:
     images = DIGITS.train.images.double() / 255
     assert DIGITS.mean == pytest.approx((images.mean().item(),), abs=1e-12)
     assert DIGITS.std == pytest.approx((images.std(correction=0).item(),), abs=1e-12)
+
+
+# ---------------------------------------------------------------- placed and batched
+
+
+def test_a_split_is_placed_without_a_copy_where_nothing_changes() -> None:
+    split = DIGITS.train
+    assert split.at(8, torch.device("cpu")) is split
+    large = split.at(11, torch.device("cpu"))
+    assert torch.equal(large.images, resize(split.images, 11))
+    assert large.labels is split.labels
+    assert split.at(11, torch.device("cpu")) is large is large.at(11, torch.device("cpu"))
+
+
+def test_a_split_remembers_the_last_placements_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, cpu = Split(DIGITS.train.images, DIGITS.train.labels), torch.device("cpu")
+    first = split.at(9, cpu)
+    others = [split.at(resolution, cpu) for resolution in (10, 11)]
+    assert split.at(9, cpu) is first
+    split.at(12, cpu)
+    assert split.at(9, cpu) is not first
+    assert split.at(11, cpu) is others[1]
+    monkeypatch.setattr(data, "RESIZED_CACHE_BYTES", 2 * 1079 * 14**2)
+    kept = [split.at(resolution, cpu) for resolution in (13, 14)]
+    assert [split.at(resolution, cpu) is it for resolution, it in zip((13, 14), kept, strict=True)] == [True, True]
+    split.at(15, cpu)
+    assert split.at(14, cpu) is not kept[1], "14 and 15 together are over the bound"
+
+
+def test_batches_are_those_positions() -> None:
+    parts = [torch.tensor([5, 0, 7]), torch.tensor([1])]
+    for seed in (None, 3):
+        for part, (images, labels) in zip(parts, DIGITS.train.batches(parts, seed), strict=True):
+            assert torch.equal(images, DIGITS.train.images[part])
+            assert torch.equal(labels, DIGITS.train.labels[part])
 
 
 # ---------------------------------------------------------------- the split, in general
@@ -165,11 +207,29 @@ def test_no_part_is_cut_where_none_is_asked() -> None:
         ({"validation": "0.2"}, "data.validation: '0.2' is not"),
         ({"validation": True}, "data.validation: True is not"),
         ({"split_seed": -1}, "data.split_seed: -1 is not"),
-        ({"limit": 0}, "data.limit: 0 is not a number of images"),
-        ({"limit": 2.5}, "data.limit: 2.5 is not"),
+        ({"train_limit": 0}, "data.train_limit: 0 is not a number of images"),
+        ({"train_limit": 2.5}, "data.train_limit: 2.5 is not"),
+        (
+            {"train_fraction": 0},
+            "data.train_fraction: 0 is not a share above 0 and up to 1; leave it out to train on all",
+        ),
+        ({"train_fraction": 1.5}, "data.train_fraction: 1.5 is not"),
+        ({"train_fraction": float("nan")}, "data.train_fraction: nan is not"),
+        ({"train_fraction": True}, "data.train_fraction: True is not"),
+        ({"train_fraction": "half"}, "data.train_fraction: 'half' is not"),
+        ({"train_fraction": 0.005}, "data.train_fraction: 5 images cannot show all 10 classes"),
+        ({"train_fraction": 0.5, "train_limit": 9}, "data.train_limit: 9 images cannot show all 10 classes"),
+        ({"stream": "yes"}, "data.stream: 'yes' is not true or false; leave it out"),
+        ({"stream": 1}, "data.stream: 1 is not true or false"),
+        ({"stream": True}, "data.stream: digits is not read from a folder of pictures; leave it out"),
         ({"path": 3}, "data.path: 3 is not text"),
-        ({"limit": 9}, "data.limit: 9 images cannot show all 10 classes"),
-        ({"validation": 0.5, "test": 0.5}, "validation 0.5 and test 0.5: no image of class 0 .178 in all. is left for"),
+        ({"train_limit": 9}, "data.train_limit: 9 images cannot show all 10 classes"),
+        (
+            {"validation": 0.5, "test": 0.5},
+            "validation 0.5 and test 0.5: together 1 of all images, which leaves none for",
+        ),
+        ({"validation": 0.7, "test": 0.7}, "together 1.4 of all images, which leaves none for training; lower one"),
+        ({"validation": 0.5, "test": 0.499}, "no image of class 0 .178 in all. is left for train"),
         ({"validation": 0.001}, "validation 0.001 and test 0.2: no image of class 0 .* is left for validation"),
         ({"test": 0.001}, "is left for test; change the fractions or add images"),
         ({"path": "pictures"}, "digits: the images come with scikit-learn and not from 'pictures'"),
@@ -180,111 +240,6 @@ def test_impossible_options_say_which_and_what_to_do(options: dict, message: str
         load(DataOptions(**options))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
-
-
-# ---------------------------------------------------------------- pixels
-
-
-def colour_digits(count: int, side: int = 12) -> torch.Tensor:
-    """Real digits, one in each channel, so that an exchange of channels or images shows."""
-    images = DIGITS.train.images[: 3 * count].reshape(count, 3, 8, 8)
-    return images if side == 8 else resize(images, side)
-
-
-@pytest.mark.parametrize("resolution", [1, 3, 5, 8, 11, 24])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resize_is_pillows_bilinear(resolution: int, channels: int) -> None:
-    images = colour_digits(5, side=8)[:, :channels]
-    ours = resize(images, resolution)
-    assert ours.dtype == torch.uint8
-    for image, result in zip(images, ours, strict=True):
-        for plane, small in zip(image, result, strict=True):
-            theirs = Image.fromarray(plane.numpy()).resize((resolution, resolution), Image.Resampling.BILINEAR)
-            assert np.abs(np.asarray(theirs).astype(int) - small.numpy()).max() <= 1
-
-
-def test_resize_makes_squares_of_any_shape() -> None:
-    assert resize(colour_digits(2)[:, :, :5], 7).shape == (2, 3, 7, 7)
-
-
-def test_resize_in_small_chunks_is_resize_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = colour_digits(50)
-    whole = resize(images, 9)
-    monkeypatch.setattr(data, "RESIZE_CHUNK_BYTES", 4 * 3 * 12 * 12 * 7)
-    assert torch.equal(resize(images, 9), whole)
-
-
-def test_resize_to_the_same_size_copies_nothing() -> None:
-    images = colour_digits(2)
-    assert resize(images, 12) is images
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 4), st.booleans(), st.integers(0, 99))
-def test_each_augmented_image_is_one_window_of_its_padded_self(padding: int, flip: bool, seed: int) -> None:
-    batch = colour_digits(16)
-    result = augment(batch, torch.Generator().manual_seed(seed), padding, flip)
-    assert result.shape == batch.shape
-    assert result.dtype == torch.uint8
-    for image, cut in zip(F.pad(batch, (padding,) * 4), result, strict=True):
-        windows = [
-            variant[:, top : top + 12, left : left + 12]
-            for variant in ([image, image.flip(2)] if flip else [image])
-            for top in range(2 * padding + 1)
-            for left in range(2 * padding + 1)
-        ]
-        assert any(torch.equal(cut, window) for window in windows)
-
-
-def test_augment_draws_for_each_image_and_from_the_given_generator_only() -> None:
-    same = colour_digits(1).repeat(256, 1, 1, 1)
-    torch.manual_seed(0)
-    one = augment(same, torch.Generator().manual_seed(7), 2, True)
-    torch.manual_seed(1)
-    assert torch.equal(one, augment(same, torch.Generator().manual_seed(7), 2, True))
-    assert not torch.equal(one, augment(same, torch.Generator().manual_seed(8), 2, True))
-    # 5 x 5 places times two directions; 256 draws miss none of 50 but with a chance below 0.3.
-    assert len({image.numpy().tobytes() for image in one.contiguous()}) >= 45
-
-
-def test_augment_mirrors_about_half_of_the_images_only_where_it_may() -> None:
-    batch = colour_digits(300)
-    mirrored = augment(batch, torch.Generator().manual_seed(0), 0, True)
-    turned = sum(not torch.equal(a, b) for a, b in zip(batch, mirrored, strict=True))
-    assert 120 <= turned <= 180
-    assert torch.equal(augment(batch, torch.Generator(), 0, False), batch)
-
-
-def test_normalised_training_images_have_mean_0_and_deviation_1_in_channels_last() -> None:
-    images = normalise(DIGITS.train.images, DIGITS.mean, DIGITS.std)
-    assert images.dtype == torch.float32
-    assert images.mean().item() == pytest.approx(0, abs=1e-5)
-    assert images.std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    colours = normalise(colour_digits(4), (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
-    assert colours.is_contiguous(memory_format=torch.channels_last)
-    expected = (colour_digits(4)[:, 2].double() / 255 - 0.3) / 0.125
-    assert (colours[:, 2].double() - expected).abs().max() < 1e-5
-
-
-def test_the_whole_road_of_a_batch_stays_channels_last() -> None:
-    batch = resize(colour_digits(9), 10)[torch.tensor([4, 2, 7])]
-    cut = augment(batch, torch.Generator(), 2, True)
-    assert cut.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda x: resize(x, 0), "resize: resolution 0 is not a number of pixels"),
-        (lambda x: resize(x.float(), 8), "resize: images are torch.float32 of shape .2, 3, 12, 12.; uint8"),
-        (lambda x: augment(x[0], torch.Generator(), 2, False), "augment: images are torch.uint8 of shape .3, 12, 12."),
-        (lambda x: augment(x, torch.Generator(), -1, False), "augment: padding -1 is negative"),
-        (lambda x: normalise(x, (0.5,), (0.5,)), "normalise: 1 means and 1 deviations for 3 channels"),
-    ],
-)
-def test_pixel_operations_refuse_what_they_would_garble(call, message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match=message):
-        call(colour_digits(2))
 
 
 # ---------------------------------------------------------------- the real thing

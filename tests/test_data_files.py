@@ -48,7 +48,7 @@ def test_npz_keeps_official_parts_as_medmnist_writes_them(tmp_path: Path) -> Non
     assert (len(data.train), len(data.validation), len(load_test(options))) == (60, 20, 30)
     assert data.facts.class_names[9] == "sign 9"
     assert np.array_equal(data.validation.images.numpy(), colour(GREY[val], 9))
-    assert len(load(DataOptions("npz", path=options.path, limit=20)).validation) == 20
+    assert len(load(DataOptions("npz", path=options.path, train_limit=20)).validation) == 20
 
 
 @pytest.mark.parametrize(
