@@ -22,8 +22,10 @@ ACTIVATIONS: tuple[str, ...] = ("relu", "relu6", "hswish", "silu", "sigmoid", "h
 
 # torch's own, as torchvision's MobileNetV2 and ResNets have them.
 NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
-# The rule for starting weights that is no part of a network's identity, because it is the usual one.
-DEFAULT_INIT = "he_fan_in"
+# The rule for starting weights that is no part of a network's identity, because it is the usual one. Measured against
+# He's over the fan-in, MobileNetV1 under the default recipe, at a learning rate that suits each: 71 to 66 % after 4
+# epochs of CIFAR-10, and on digits after 5 epochs 91 to 66 %, the mean of six networks.
+DEFAULT_INIT = "torch"
 
 
 class MnetError(Exception):

@@ -24,7 +24,8 @@ from mnet_search.models.arch import MnetError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+BEST, PREVIOUS = "best.pt", "previous.pt"
 
 
 class CheckpointError(MnetError):
@@ -35,21 +36,27 @@ class CheckpointError(MnetError):
 class Checkpoint:
     """A stored part of a run: `run` says which one, `rows` are its learning curve, tensors lie on the CPU.
 
-    `momenta` is the optimiser's state, in its parameters' order; None once the run is complete.
+    `optimiser` is what it remembers, in its parameters' order; None once the run is complete. `network` is enough to
+    build the network again and to feed it: family, options, class names, mean and std of its training images.
     """
 
     run: dict[str, Any]
     rows: list[dict[str, Any]]
     module: dict[str, Tensor]
-    momenta: list[Tensor] | None = None
+    optimiser: list[list[Tensor]] | None = None
+    network: dict[str, Any] | None = None
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, best: bool = False) -> str:
     """Replace the file at `path` in one step and return its SHA-256, which is recorded beside it in `path`.json.
 
-    The record goes first and names the old file's sum too, so that a stop between the two leaves a pair that agrees.
-    Raises OSError with errno and path; what was there before can then still be loaded.
+    The file before it stays as previous.pt until the run is complete; with `best`, the new one is also best.pt. The
+    record goes first and names the old file's sum too, so that a stop between the two leaves a pair that agrees. Raises
+    OSError with errno and path; what was there before can then still be loaded.
     """
+    previous = path.with_name(PREVIOUS)
+    if checkpoint.optimiser is not None:
+        _also_as(path, previous)
     buffer = io.BytesIO()  # torch.save on a file would hide the errno of a full disk
     torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
     content = buffer.getvalue()
@@ -62,7 +69,35 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     }
     write_atomically(record_path(path), json.dumps(record, indent=1).encode())
     write_atomically(path, content)
+    if best:
+        keep_best(path)
+    if checkpoint.optimiser is None:
+        for old in (previous, record_path(previous)):
+            old.unlink(missing_ok=True)
     return sha256
+
+
+def keep_best(path: Path) -> None:
+    """Make the checkpoint at `path` best.pt as well."""
+    _also_as(path, path.with_name(BEST))
+
+
+def _also_as(path: Path, other: Path) -> None:
+    """Give a checkpoint and its record a second name, without a second copy where the file system can; files are only
+    ever replaced, never written into.
+    """
+    for source, target in ((record_path(path), record_path(other)), (path, other)):
+        if not source.exists():
+            return
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # no hard links here
+            write_atomically(target, source.read_bytes())
+        else:
+            temporary.replace(target)
+            temporary.unlink(missing_ok=True)  # POSIX leaves it where both are names of one file already
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -89,8 +124,11 @@ def load_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> Checkpo
     try:
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         version, stored_run = stored.pop("format"), stored["run"]
-        if version != FORMAT:
-            raise CheckpointError(f"checkpoint {path} has format {version!r}; this version reads {FORMAT}")
+        if version == 1:  # from before 0.2: one optimiser
+            momenta = stored.pop("momenta")
+            stored["optimiser"] = None if momenta is None else [momenta]
+        elif version != FORMAT:
+            raise CheckpointError(f"checkpoint {path} has format {version!r}; this version reads 1 and {FORMAT}")
         checkpoint = Checkpoint(**stored)
     except (RuntimeError, pickle.UnpicklingError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no checkpoint of mnet-search ({type(error).__name__}: {error})") from error
@@ -103,19 +141,24 @@ def load_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> Checkpo
 
 
 def resume_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
-    """What `path` holds of `run`; None where there is nothing to go on from.
+    """What the file at `path`, else the one before it, else the best one holds of `run`; None where there is nothing to
+    go on from.
 
     A file that cannot be used is renamed to NAME.refused, replacing an older one, and the reason logged as a warning.
     """
-    try:
-        return load_checkpoint(path, run)
-    except FileNotFoundError:
-        return None
-    except CheckpointError as refusal:
-        aside = path.with_name(path.name + ".refused")
-        path.replace(aside)
-        log.warning("%s; it is kept as %s and training starts anew", refusal, aside.name)
-        return None
+    names = (path, path.with_name(PREVIOUS), path.with_name(BEST))
+    for number, candidate in enumerate(names):
+        try:
+            return load_checkpoint(candidate, run)
+        except FileNotFoundError:
+            continue
+        except CheckpointError as refusal:
+            aside = candidate.with_name(candidate.name + ".refused")
+            candidate.replace(aside)
+            left = any(other.exists() for other in names[number + 1 :])
+            then = "the one before it is tried" if left else "training starts anew"
+            log.warning("%s; it is kept as %s and %s", refusal, aside.name, then)
+    return None
 
 
 def record_path(checkpoint: Path) -> Path:

@@ -37,6 +37,9 @@ ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+LARGEST_SMALL_MAP = 16  # pixels of a map up to which a 1x1 convolution trains as a matrix product
+
+
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that trains fast on tiny maps.
 
@@ -54,6 +57,22 @@ class DepthwiseConv2d(nn.Conv2d):
             return x * self.weight[:, 0, kernel // 2, kernel // 2].view(1, -1, 1, 1)
         padded = functional.pad(x, (pad, pad, pad, pad))
         return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution that trains fast on small maps: there, on a CPU, it is taken as the matrix product that it is.
+
+    The convolution reorders its weights for every step, which on maps of few pixels is most of its time (measured,
+    forward and backward, 128 images: 17 to 47 ms a layer at 1x1 and 2x2 instead of 8 to 17).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H, W)."""
+        small = x.shape[-2] * x.shape[-1] <= LARGEST_SMALL_MAP
+        if not (self.training and small and x.device.type == "cpu" and x.dtype == self.weight.dtype):
+            return super().forward(x)
+        rows = functional.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return rows.permute(0, 3, 1, 2)
 
 
 class ResidualModule(nn.Sequential):
@@ -116,9 +135,8 @@ def to_module(node: Node) -> nn.Module:
         case Scale(gate=Chain(children=children)):
             return ScaleModule(_modules(children))
         case Conv():
-            kind = DepthwiseConv2d if node.groups == node.input.channels == node.channels > 1 else nn.Conv2d
             size, groups = node.kernel, node.groups
-            return kind(
+            return _kind(node)(
                 node.input.channels, node.channels, size, node.stride, node.padding, groups=groups, bias=node.bias
             )
         case Norm():
@@ -142,6 +160,13 @@ def to_module(node: Node) -> nn.Module:
 
             return build_external(node)
     raise TypeError(f"the factory has no module for {node!r}")
+
+
+def _kind(node: Conv) -> type[nn.Conv2d]:
+    if node.groups == node.input.channels == node.channels > 1:
+        return DepthwiseConv2d
+    plain = node.kernel == 1 and node.stride == 1 and node.padding == 0 and node.groups == 1
+    return PointwiseConv2d if plain else nn.Conv2d
 
 
 def _modules(children: tuple[tuple[str, Node], ...]) -> OrderedDict[str, nn.Module]:

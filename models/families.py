@@ -43,7 +43,7 @@ TORCHVISION = "torchvision:"
 # Options that no family's function takes itself.
 OF_EVERY_FAMILY = ("init", "norm_eps", "norm_momentum")
 # Rules for starting weights; the factory has their formulas and sources.
-INITS = ("he_fan_in", "he_fan_out", "glorot", "torch")
+INITS = ("torch", "he_fan_in", "he_fan_out", "glorot")
 
 
 def find_family(name: str) -> Family:

@@ -1,4 +1,4 @@
-"""The only training loop and its recipes. Runs where nothing but torch, torchvision and numpy is installed.
+"""The only training loop. Runs where nothing but torch, torchvision and numpy is installed.
 
 Images stay in memory as uint8 on the training device; order, augmentation and normalisation are batched there, and the
 loop reads nothing back from the device between the steps of an epoch. All that is random comes from generators derived
@@ -13,39 +13,49 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mnet_search.models.arch import MnetError
-from mnet_search.models.checkpoints import Checkpoint, load_checkpoint, resume_checkpoint, save_checkpoint
+from mnet_search.models.checkpoints import (
+    Checkpoint,
+    keep_best,
+    load_checkpoint,
+    resume_checkpoint,
+    save_checkpoint,
+)
 from mnet_search.models.tables import lookup
-from mnet_search.search.data import Data, Split, augment, normalise, resize
+from mnet_search.search.data import Data
+from mnet_search.search.data_stream import StreamedSplit
+from mnet_search.search.evaluation import EVALUATION_PIXELS, Images, evaluate, recalibrate
+from mnet_search.search.optimisers import Optimiser
+from mnet_search.search.pixels import augment, cutout, mixup, normalise
+from mnet_search.search.recipes import RECIPES, SCHEDULES, Position, Recipe, TrainingOptions
+from mnet_search.search.speed import FORMATS, Speed, forward_of
+from mnet_search.search.teachers import Teacher
 
 __all__ = [
     "RECIPES",
     "Epoch",
-    "NesterovSGD",
     "Recipe",
     "TrainingOptions",
     "TrialFailed",
     "describe_run",
     "evaluate",
     "load_checkpoint",
-    "one_cycle",
     "recalibrate",
     "save_checkpoint",
     "train",
 ]
 
-EVALUATION_PIXELS = 2**19  # in one validation batch: 512 images of 32x32, 10 of 224x224
 STATISTICS_IMAGES = 512  # training images over which batch-norm statistics are taken before a validation
+DIVERGED = 10.0  # times the loss of guessing evenly: an epoch with a mean loss above that will not come back
 
 
 class TrialFailed(MnetError):  # noqa: N818  # the word for it everywhere else: states, logs, database
@@ -55,53 +65,12 @@ class TrialFailed(MnetError):  # noqa: N818  # the word for it everywhere else: 
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train: SGD with Nesterov momentum under a one-cycle schedule.
-
-    `learning_rate` is the peak for `reference_batch` images and scales with the batch size; `warmup` is the share of
-    the steps that climb to it, after which it falls to 0. `weight_decay` is for the weights of convolutions and linear
-    layers; depthwise filters, norms and biases have none (arXiv 1704.04861, section 3). `crop` is the padding of the
-    random crop as a share of the resolution.
-    """
-
-    learning_rate: float
-    reference_batch: int = 128
-    warmup: float = 0.25
-    anneal: Literal["cosine", "linear"] = "cosine"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    crop: float = 0.0625
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What a space says about training. `learning_rate` None is the recipe's, scaled to the batch; else it is taken
-    as it is."""
-
-    recipe: str = "default"
-    epochs: int = 8
-    batch_size: int = 128
-    learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        lookup(RECIPES, self.recipe, "recipe")
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise MnetError(f"training.{name}: {value!r} is not a whole number from 1 up")
-        rate = self.learning_rate
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise MnetError(f"training.learning_rate: {rate!r} is not above 0; leave it out for the recipe's own")
-
-
-@dataclass(frozen=True)
 class Epoch:
     """One row of the learning curve, epochs counted from 1. Accuracies are fractions 0..1.
 
-    `train_loss` (with label smoothing) and `train_accuracy` are means over the epoch's augmented batches while the
-    weights moved; `validation_loss` is plain cross entropy in nats. `learning_rate` is the last step's;
-    `images_per_second` counts the training steps alone, `seconds` the whole epoch with its validation.
+    `train_loss` (with label smoothing and a teacher's part) and `train_accuracy` are means over the epoch's augmented
+    batches while the weights moved; `validation_loss` is plain cross entropy in nats. `learning_rate` is the last
+    step's; `images_per_second` counts the training steps alone, `seconds` the whole epoch with its validation.
     """
 
     epoch: int
@@ -112,6 +81,32 @@ class Epoch:
     learning_rate: float
     images_per_second: float
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What stays the same from epoch to epoch."""
+
+    module: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    optimiser: Optimiser
+    training: Images
+    validation: Images
+    data: Data
+    options: TrainingOptions
+    speed: Speed
+    resolution: int
+    seed: int
+    taught: Callable[[Tensor], Tensor] | None  # a teacher's logits
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.optimiser.recipe
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return _steps(len(self.training), self.options)
 
 
 # ---------------------------------------------------------------- the loop
@@ -127,192 +122,159 @@ def train(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     identity: str = "",
+    network: Mapping[str, Any] | None = None,
+    teacher: Teacher | None = None,
+    speed: Speed | None = None,
 ) -> Iterator[Epoch]:
     """Train `module`, (N, C, resolution, resolution) -> (N, classes), in place; one row per epoch.
 
     With `checkpoint`, a row is on disk before it is yielded; where that file holds an earlier part of this very run,
     its rows come first and training goes on from there. A file that is damaged or from another run is put aside (see
-    resume_checkpoint). `identity` names the network, by its arch id, in the checkpoint. Raises TrialFailed when a loss
-    is not finite, OSError with errno and path when the checkpoint cannot be written.
+    resume_checkpoint); the epoch of the best validation accuracy is kept as best.pt beside it. `identity` names the
+    network, by its arch id, in the checkpoint, and `network` (family, options) says how it is built. Raises TrialFailed
+    when a loss is not finite or training diverges, OSError with errno and path when the checkpoint cannot be written.
     """
-    device = torch.device(device)
-    recipe = lookup(RECIPES, options.recipe, "recipe")
+    device, speed = torch.device(device), speed or Speed()
     if len(data.train) < 2:
         raise TrialFailed(f"{len(data.train)} training images are too few for batch statistics; give 2 or more")
-    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
-    optimiser = NesterovSGD(module, recipe)
-    run = describe_run(module, data, options, resolution=resolution, seed=seed, identity=identity)
+    module.to(device=device, memory_format=FORMATS[speed.memory_format])  # type: ignore[call-overload]  # torch's stub lacks this form
+    description = describe_run(
+        module, data, options, resolution=resolution, seed=seed, identity=identity, teacher=teacher, speed=speed
+    )
+    optimiser = Optimiser(module, options.resolved())
     rows: list[Epoch] = []
-    if checkpoint and (stored := resume_checkpoint(checkpoint, run)):
+    stored = resume_checkpoint(checkpoint, description) if checkpoint else None
+    if stored:
         module.load_state_dict(stored.module)
-        optimiser.load(stored.momenta)
         rows = [Epoch(**row) for row in stored.rows]
+        if checkpoint and _is_best(rows):
+            keep_best(checkpoint)  # a kill may have come between the two
         yield from rows
     if len(rows) == options.epochs:
         return
-    training, validation = (_place(split, resolution, device) for split in (data.train, data.validation))
+    training, validation = (split.at(resolution, device) for split in (data.train, data.validation))
+    taught = teacher.reader(data.mean, data.std, device) if teacher else None
+    forward = forward_of(module, speed)
+    run = _Run(module, forward, optimiser, training, validation, data, options, speed, resolution, seed, taught)
+    if stored and stored.optimiser is not None:
+        optimiser.load(stored.optimiser, steps=len(rows) * run.steps)
+        optimiser.swap()
     for number in range(len(rows) + 1, options.epochs + 1):
-        started = time.perf_counter()
-        generator = make_generator(seed, number, device)
-        losses, correct, rate = _train_epoch(module, optimiser, training, data, options, number, generator)
-        trained = time.perf_counter()
-        _check_finite(losses, number, rows)
-        recalibrate(module, _statistics_batches(training, data, generator))
-        loss, accuracy = evaluate(module, validation, data, resolution=resolution)
-        if not math.isfinite(loss):
-            last = f"the last finite training loss was {losses[-1]:.4g}"
-            raise TrialFailed(f"the validation loss became {loss} in epoch {number}; {last}; try a lower learning rate")
-        row = Epoch(
-            epoch=number,
-            train_loss=math.fsum(losses) / len(losses),
-            train_accuracy=correct / len(training),
-            validation_loss=loss,
-            validation_accuracy=accuracy,
-            learning_rate=rate,
-            images_per_second=len(training) / (trained - started),
-            seconds=time.perf_counter() - started,
-        )
+        row = _epoch(run, number, rows)
         rows.append(row)
         if checkpoint:
-            momenta = optimiser.momenta if number < options.epochs else None
-            stored = Checkpoint(run, [asdict(row) for row in rows], module.state_dict(), momenta)
-            save_checkpoint(checkpoint, stored)
+            kept = Checkpoint(
+                description,
+                [asdict(row) for row in rows],
+                module.state_dict(),
+                optimiser.state() if number < options.epochs else None,
+                _about(network, data) if network else None,
+            )
+            save_checkpoint(checkpoint, kept, best=_is_best(rows))
         yield row
+        if number < options.epochs:
+            optimiser.swap()
 
 
-def _train_epoch(
-    module: nn.Module,
-    optimiser: NesterovSGD,
-    training: Split,
-    data: Data,
-    options: TrainingOptions,
-    number: int,
-    generator: torch.Generator,
-) -> tuple[list[float], int, float]:
+def _epoch(run: _Run, number: int, rows: list[Epoch]) -> Epoch:
+    """Train and validate once. Leaves the module in eval mode with the weights that were validated."""
+    started = time.perf_counter()
+    generator = make_generator(run.seed, number, run.training.labels.device)
+    losses, correct, rate = _train_epoch(run, number, generator)
+    trained = time.perf_counter()
+    _check_losses(losses, number, rows, run.data.facts.classes)
+    run.optimiser.swap()
+    if run.recipe.recalibrate:
+        recalibrate(run.module, _statistics_batches(run, generator))
+    loss, accuracy = evaluate(run.module, run.validation, run.data, resolution=run.resolution)
+    if not math.isfinite(loss):
+        last = f"the last finite training loss was {losses[-1]:.4g}"
+        raise TrialFailed(f"the validation loss became {loss} in epoch {number}; {last}; try a lower learning rate")
+    return Epoch(
+        epoch=number,
+        train_loss=math.fsum(losses) / len(losses),
+        train_accuracy=correct / len(run.training),
+        validation_loss=loss,
+        validation_accuracy=accuracy,
+        learning_rate=rate,
+        images_per_second=len(run.training) / (trained - started),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _train_epoch(run: _Run, number: int, generator: torch.Generator) -> tuple[list[float], int, float]:
     """All steps of epoch `number`: the loss of each, how many images were classified right, the last learning rate.
 
     The images are parted evenly, so that each is seen once and no batch norm meets a remainder of one image.
     """
-    recipe, count, device = optimiser.recipe, len(training), training.labels.device
-    steps = _steps(count, options)
-    padding = round(recipe.crop * training.images.shape[-1])
+    recipe, steps, device = run.recipe, run.steps, generator.device
+    schedule, total = lookup(SCHEDULES, recipe.schedule, "schedule"), run.options.epochs * steps
     record = torch.zeros(2, steps, device=device)  # loss and right answers of each step, read once at the end
     rate = 0.0
-    module.train()
+    run.module.train()
     with _seeded_dropout(generator, device):
-        order = torch.randperm(count, generator=generator, device=device)
-        for step, chosen in enumerate(order.tensor_split(steps)):
-            rate = one_cycle(recipe, options, (number - 1) * steps + step, options.epochs * steps)
-            images = augment(training.images[chosen], generator, padding, data.facts.flip)
-            labels = training.labels[chosen]
-            logits = module(normalise(images, data.mean, data.std))
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        order = torch.randperm(len(run.training), generator=generator, device=device)
+        batches = run.training.batches(order.tensor_split(steps), seed=generator.initial_seed())
+        for step, (images, labels) in enumerate(batches):
+            rate = recipe.learning_rate * schedule(recipe, Position((number - 1) * steps + step, total, steps))
+            inputs, share = _prepare(run, images, generator)
+            logits = run.forward(inputs)
+            loss = _loss(run, logits, inputs, labels, share)
             loss.backward()
-            optimiser.step(rate)
+            run.optimiser.step(rate)
             record[0, step] = loss.detach()
             record[1, step] = (logits.detach().argmax(1) == labels).sum()
     losses, correct = record.tolist()
     return losses, int(sum(correct)), rate
 
 
-@torch.no_grad()
-def evaluate(module: nn.Module, split: Split, data: Data, *, resolution: int) -> tuple[float, float]:
-    """Mean cross entropy in nats and accuracy 0..1 of `module` on `split`, on the module's device.
-
-    Images are brought to `resolution` and normalised as `data`'s training images. Leaves the module in eval mode.
-    """
-    split = _place(split, resolution, next(module.parameters()).device)
-    total = torch.zeros(2, device=split.labels.device)
-    module.eval()
-    size = max(1, EVALUATION_PIXELS // resolution**2)
-    for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-        logits = module(normalise(images, data.mean, data.std))
-        total[0] += F.cross_entropy(logits, labels, reduction="sum")
-        total[1] += (logits.argmax(1) == labels).sum()
-    loss, correct = total.tolist()
-    return loss / len(split), correct / len(split)
+def _prepare(run: _Run, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """uint8 (N, C, H, W) -> what the network sees, and with mixup the weight of each image's own label."""
+    recipe, data = run.recipe, run.data
+    side = images.shape[-1]
+    if isinstance(run.training, StreamedSplit):  # cropped and flipped as it is read
+        inputs = images
+    else:
+        inputs = augment(images, generator, round(recipe.crop * side), recipe.flip and data.facts.flip)
+    inputs = normalise(inputs, data.mean, data.std)
+    if recipe.cutout:
+        inputs = cutout(inputs, generator, round(recipe.cutout * side))
+    inputs, share = mixup(inputs, generator, recipe.mixup) if recipe.mixup else (inputs, None)
+    return inputs.contiguous(memory_format=FORMATS[run.speed.memory_format]), share
 
 
-@torch.no_grad()
-def recalibrate(module: nn.Module, batches: Iterator[Tensor]) -> None:
-    """Replace every batch norm's running statistics by plain means over `batches`. Leaves the module in eval mode.
+def _loss(run: _Run, logits: Tensor, inputs: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
+    """Mean over the batch: cross entropy with the labels (and, mixed, with the partner's), and the teacher's part."""
+    recipe = run.recipe
 
-    Running averages lag far behind after few steps, and networks then validate near chance. Training never reads them,
-    so it is not disturbed; checkpoints hold them, so saved weights are the network that was validated.
-    """
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    module.eval()  # dropout off
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-    try:
-        for index, batch in enumerate(batches if norms else ()):
-            for norm in norms:
-                norm.momentum = 1 / (index + 1)  # the mean so far; momentum None would wait for the device to say it
-            module(batch)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+    def against(targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing, reduction="none")
 
-
-class NesterovSGD:
-    """torch.optim.SGD(nesterov=True), step for step, with the recipe's weight decay where it belongs.
-
-    Written out because constructing any torch.optim class imports torch._dynamo: 2 to 7 s and 150 MB in every worker.
-    """
-
-    def __init__(self, module: nn.Module, recipe: Recipe):
-        self.recipe = recipe
-        self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
-        self.momenta = [torch.zeros_like(p) for p in self.parameters]
-        weights = {id(part.weight) for part in module.modules() if _has_weight_decay(part)}
-        self._decayed = [i for i, p in enumerate(self.parameters) if id(p) in weights]
-
-    def load(self, momenta: list[Tensor] | None) -> None:
-        """Take over stored momenta, in the order of the parameters; None leaves them."""
-        for own, stored in zip(self.momenta, momenta or self.momenta, strict=True):
-            own.copy_(stored)
-
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Move the parameters along their gradients and clear these."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        decayed = [self.parameters[i] for i in self._decayed]
-        torch._foreach_add_([gradients[i] for i in self._decayed], decayed, alpha=self.recipe.weight_decay)
-        torch._foreach_mul_(self.momenta, self.recipe.momentum)
-        torch._foreach_add_(self.momenta, gradients)
-        torch._foreach_add_(gradients, self.momenta, alpha=self.recipe.momentum)
-        torch._foreach_add_(self.parameters, gradients, alpha=-learning_rate)
-        for p in self.parameters:
-            p.grad = None
-
-
-def _has_weight_decay(part: nn.Module) -> bool:
-    depthwise = isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels
-    return isinstance(part, nn.Conv2d | nn.Linear) and not depthwise
-
-
-def one_cycle(recipe: Recipe, options: TrainingOptions, step: int, steps: int) -> float:
-    """The learning rate of `step` (from 0) of `steps`: linear to the peak over the warm-up share, then towards 0."""
-    peak = options.learning_rate or recipe.learning_rate * options.batch_size / recipe.reference_batch
-    warmup = min(max(1, round(recipe.warmup * steps)), steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step + 1 - warmup) / (steps + 1 - warmup)
-    return peak * (1 - done if recipe.anneal == "linear" else (1 + math.cos(math.pi * done)) / 2)
+    loss = against(labels) if share is None else share * against(labels) + (1 - share) * against(labels.flip(0))
+    if run.taught is None:
+        return loss.mean()
+    heat = recipe.teacher_temperature
+    taught = F.log_softmax(run.taught(inputs) / heat, 1)
+    divergence = F.kl_div(F.log_softmax(logits / heat, 1), taught, reduction="batchmean", log_target=True)
+    return (1 - recipe.teacher_weight) * loss.mean() + recipe.teacher_weight * heat**2 * divergence
 
 
 # ---------------------------------------------------------------- small parts of the loop
 
 
 def describe_run(
-    module: nn.Module, data: Data, options: TrainingOptions, *, resolution: int, seed: int, identity: str = ""
+    module: nn.Module,
+    data: Data,
+    options: TrainingOptions,
+    *,
+    resolution: int,
+    seed: int,
+    identity: str = "",
+    teacher: Teacher | None = None,
+    speed: Speed | None = None,
 ) -> dict[str, Any]:
     """All that decides a run's curve, JSON-able: runs with equal descriptions may continue each other."""
     weights = json.dumps([[name, list(value.shape)] for name, value in module.state_dict().items()])
-    recipe = lookup(RECIPES, options.recipe, "recipe")
     return {
         "network": identity,
         "weights": hashlib.sha256(weights.encode()).hexdigest()[:12],
@@ -320,9 +282,35 @@ def describe_run(
         "resolution": resolution,
         "data": data.digest,
         "flip": data.facts.flip,
-        **{f"training.{name}": value for name, value in asdict(options).items()},
-        **{f"recipe.{name}": value for name, value in asdict(recipe).items()},
+        "teacher": teacher.digest if teacher else None,
+        "way": (speed or Speed()).name,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        **{f"training.{name}": value for name, value in asdict(options.resolved()).items()},
     }
+
+
+def _is_best(rows: list[Epoch]) -> bool:
+    """Whether the last epoch validated better than all before it."""
+    return max(rows, key=lambda row: row.validation_accuracy) is rows[-1]
+
+
+def probe_batch(
+    data: Data, options: TrainingOptions, resolution: int, device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """A batch as the network will see it, float (N, C, H, W) with its labels (N,), and the steps of the whole run."""
+    training = data.train.at(resolution, device)
+    count = len(training)
+    chosen = torch.arange(min(options.batch_size, count))
+    images, labels = next(iter(training.batches([chosen])))
+    return normalise(images, data.mean, data.std), labels, options.epochs * _steps(count, options)
+
+
+def _about(network: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """What a checkpoint says of its network: how to build it, and what to feed it with."""
+    plain = json.loads(json.dumps(dict(network), default=dict))
+    facts = {"class_names": list(data.facts.class_names), "mean": list(data.mean), "std": list(data.std)}
+    return {"family": plain["family"], "options": plain["options"], **facts}
 
 
 def make_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
@@ -344,22 +332,17 @@ def _steps(count: int, options: TrainingOptions) -> int:
     return min(math.ceil(count / options.batch_size), count // 2)
 
 
-def _place(split: Split, resolution: int, device: torch.device) -> Split:
-    """The split on `device` at `resolution`; no copy where it is there already."""
-    return Split(resize(split.images.to(device), resolution), split.labels.to(device))
-
-
-def _statistics_batches(training: Split, data: Data, generator: torch.Generator) -> Iterator[Tensor]:
+def _statistics_batches(run: _Run, generator: torch.Generator) -> Iterator[Tensor]:
     """Up to STATISTICS_IMAGES training images in even batches of two or more; not augmented, as validation is not."""
-    count = min(STATISTICS_IMAGES, len(training))
-    size = max(2, EVALUATION_PIXELS // training.images.shape[-1] ** 2)
-    chosen = torch.randperm(len(training), generator=generator, device=training.labels.device)[:count]
-    for part in chosen.tensor_split(min(math.ceil(count / size), count // 2)):
-        yield normalise(training.images[part], data.mean, data.std)
+    count = min(STATISTICS_IMAGES, len(run.training))
+    size = max(2, EVALUATION_PIXELS // run.resolution**2)
+    chosen = torch.randperm(len(run.training), generator=generator, device=generator.device)[:count]
+    for images, _ in run.training.batches(chosen.tensor_split(min(math.ceil(count / size), count // 2))):
+        yield normalise(images, run.data.mean, run.data.std)
 
 
-def _check_finite(losses: list[float], epoch: int, rows: list[Epoch]) -> None:
-    """Raises TrialFailed at the first loss of the epoch that is no number."""
+def _check_losses(losses: list[float], epoch: int, rows: list[Epoch], classes: int) -> None:
+    """Raises TrialFailed at the first loss of the epoch that is no number, and where they are beyond recovery."""
     for step, loss in enumerate(losses):
         if not math.isfinite(loss):
             last = losses[step - 1] if step else rows[-1].train_loss if rows else None
@@ -368,11 +351,11 @@ def _check_finite(losses: list[float], epoch: int, rows: list[Epoch]) -> None:
                 f"the training loss became {loss} in epoch {epoch}, step {step + 1} of {len(losses)}; {before}; "
                 "try a lower learning rate"
             )
-
-
-# Measured on digits at 24 and 32 pixels, widths 0.1 to 1, 5 epochs: a peak of 0.2 at batch 128 (0.1 at 64, 0.05 at 32)
-# trained every width at every batch size; 0.3 was a little better for small networks and lost width 1 at batch 128.
-# Cropping by 1/16 beat 1/8 by 2 to 9 points at so few epochs.
-RECIPES: dict[str, Recipe] = {
-    "default": Recipe(learning_rate=0.2),
-}
+    mean, guessing = math.fsum(losses) / len(losses), math.log(classes)
+    if mean > DIVERGED * guessing:
+        last = rows[-1].train_loss if rows else losses[0]
+        where = "of the epoch before" if rows else "of the first step"
+        raise TrialFailed(
+            f"training diverged in epoch {epoch}: its mean loss is {mean:.4g}, that of guessing {guessing:.3g}; the "
+            f"last good one, {where}, was {last:.4g}; try a lower learning rate"
+        )

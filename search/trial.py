@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 from mnet_search.models.arch import Arch, MnetError
+from mnet_search.models.checkpoints import write_atomically
 from mnet_search.models.factory import build
 from mnet_search.models.families import create
 from mnet_search.models.latency import PROTOCOLS, Latency, measure
-from mnet_search.search.data import DataOptions, load
+from mnet_search.search.data import Data, DataOptions, load
+from mnet_search.search.data_cache import shared
 from mnet_search.search.provenance import processor
-from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, train
+from mnet_search.search.speed import Speed, SpeedOptions, choose_speed
+from mnet_search.search.teachers import load_teacher
+from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, probe_batch, train
 
-CHECKPOINT = "last.pt"
+CHECKPOINT, SPEED = "last.pt", "speed.json"
 LATENCY_LOCK_TIMEOUT_S = 600.0  # a measurement takes seconds; whoever holds the lock this long is stuck
 FOLDER_LOCK_TIMEOUT_S = 60.0  # a worker may outlive its killed driver by some seconds
 
@@ -38,6 +44,8 @@ class Job:
     """All that a worker needs to run a trial; goes through JSON. `options` are the family's, resolved.
 
     `folder` is the trial's own, keyed by arch id and seed; `device` is torch's name or "auto": cuda where there is any.
+    `data_cache` is where this machine's processes share the images whose digest is `data_digest`; without it, each
+    reads its own.
     """
 
     number: int
@@ -48,8 +56,11 @@ class Job:
     data: DataOptions
     training: TrainingOptions
     folder: str
+    data_digest: str = ""
+    data_cache: str = ""
     device: str = "auto"
     threads: int = 1
+    speed: SpeedOptions = field(default_factory=SpeedOptions)
     latency_repeats: int = 50
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,8 +68,8 @@ class Job:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
-        data, training = DataOptions(**values["data"]), TrainingOptions(**values["training"])
-        return cls(**{**values, "data": data, "training": training})
+        kinds: dict[str, Any] = {"data": DataOptions, "training": TrainingOptions, "speed": SpeedOptions}
+        return cls(**{**values, **{name: kind(**values[name]) for name, kind in kinds.items()}})
 
 
 @dataclass(frozen=True)
@@ -98,11 +109,13 @@ def run_trial(job: Job) -> Iterator[Epoch | Outcome]:
 def _run(job: Job) -> Iterator[Epoch | Outcome]:
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if job.device == "auto" else job.device)
     arch = _same_arch(job)
-    data = load(job.data)
+    data = shared(job.data, Path(job.data_cache), job.data_digest) if job.data_cache else load(job.data)
+    teacher = load_teacher(job.training.teacher, data.facts) if job.training.teacher else None
     module = build(arch, job.seed)
     checkpoint = Path(job.folder) / CHECKPOINT
     rows: list[Epoch] = []
     with _folder_lock(checkpoint.parent):
+        speed = settled_speed(checkpoint.parent, module, data, job.training, job.speed, arch.input.height, device)
         for row in train(
             module,
             data,
@@ -112,6 +125,9 @@ def _run(job: Job) -> Iterator[Epoch | Outcome]:
             device=device,
             checkpoint=checkpoint,
             identity=arch.id,
+            network=arch.to_json(),
+            teacher=teacher,
+            speed=speed,
         ):
             rows.append(row)
             yield row
@@ -121,10 +137,31 @@ def _run(job: Job) -> Iterator[Epoch | Outcome]:
         latency = measure(module, arch.input, protocol)
     yield Outcome(
         metrics=_metrics(rows, latency),
-        environment=environment(device, job.threads) | {"data_digest": data.digest},
+        environment=environment(device, job.threads)
+        | {"data_digest": data.digest, "way": speed.name, "way_reason": speed.reason},
         checkpoint=str(checkpoint),
         checkpoint_sha256=sha256,
     )
+
+
+def settled_speed(
+    folder: Path,
+    module: nn.Module,
+    data: Data,
+    training: TrainingOptions,
+    options: SpeedOptions,
+    resolution: int,
+    device: torch.device,
+) -> Speed:
+    """The way in which the trial of this folder is trained: chosen once, since another way gives other last digits."""
+    path = folder / SPEED
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Speed(**json.loads(path.read_bytes()))
+    module.to(device)
+    images, labels, steps = probe_batch(data, training, resolution, device)
+    speed = choose_speed(module, images, labels, steps, options)
+    write_atomically(path, json.dumps(asdict(speed), indent=1).encode())
+    return speed
 
 
 def _same_arch(job: Job) -> Arch:

@@ -324,7 +324,7 @@ BAD = [
     ("mobilenet_v1", {"resolution": 10}, "use 17 or more or a stem_stride of 1"),
     ("mobilenet_v2", {"depth": "shallow"}, "depth='shallow' is not possible: a number above 0 that multiplies"),
     ("mobilenet_v2", {"rounding": "up"}, "rounding='up' is not possible: one of plain, divisible"),
-    ("mobilenet_v3_small", {"init": "zeros"}, "init='zeros' is not possible: one of he_fan_in, he_fan_out"),
+    ("mobilenet_v3_small", {"init": "zeros"}, "init='zeros' is not possible: one of torch, he_fan_in, he_fan_out"),
     ("lenet5", {"depth": 2}, "family lenet5 has no option 'depth'"),
     ("lenet5", {"stages.1.depth": 2}, "family lenet5 has no option 'stages.1.depth'"),
     ("lenet5", {"resolution": 11}, "use 16 or more"),
@@ -378,7 +378,7 @@ OTHER: dict[str, Any] = {
     "stem_channels": 24,
     "stem_kernel": 5,
     "conv_dropout": 0.11,
-    "init": "torch",
+    "init": "he_fan_in",
     "norm_eps": 0.01,
     "norm_momentum": 0.3,
 }

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnet_search.models.arch import Arch, Conv, MnetError, OptionError, Residual, Shape, walk
 from mnet_search.models.blocks import BLOCKS, make_block
 from mnet_search.models.complexity import costs, layers
-from mnet_search.models.factory import DepthwiseConv2d, build, to_module
+from mnet_search.models.factory import DepthwiseConv2d, PointwiseConv2d, build, to_module
 from mnet_search.models.families import create
 from mnet_search.models.layers import chain, conv
 
@@ -191,6 +191,27 @@ def test_depthwise_convolutions_on_tiny_maps_are_torchs(size: int, kernel: int, 
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(a.grad, b.grad)
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise_convolutions_on_small_maps_are_torchs(
+    size: int, bias: bool, memory_format: torch.memory_format
+) -> None:
+    ours, theirs = PointwiseConv2d(6, 9, 1, bias=bias), torch.nn.Conv2d(6, 9, 1, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 6, size, size).contiguous(memory_format=memory_format)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours(a).square().sum().backward()
+    theirs(b).square().sum().backward()
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert bias is False or torch.allclose(ours.bias.grad, theirs.bias.grad, atol=1e-4)  # type: ignore[union-attr,arg-type]
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours.train()(x).dtype == torch.bfloat16
 
 
 def test_squeeze_excite_counts_and_runs() -> None:

@@ -37,7 +37,7 @@ def job(tmp_path: Path) -> Job:
         options=dict(ARCH.options),
         arch_id=ARCH.id,
         seed=0,
-        data=DataOptions(limit=150, validation=0.1),
+        data=DataOptions(train_limit=150, validation=0.1),
         training=TrainingOptions(epochs=3, batch_size=50),
         folder=str(tmp_path / f"{ARCH.id}-seed0"),
         device="cpu",
