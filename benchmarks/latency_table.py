@@ -28,7 +28,7 @@ from mnet_search.models.latency import PROTOCOLS, measure
 from mnet_search.models.latency_table import LatencyTable, select, spearman
 from mnet_search.models.layer_timing import build_table, processor
 from mnet_search.search.run import open_space
-from mnet_search.spaces.space import survey
+from mnet_search.spaces.survey import survey
 
 SPACES = ("mobilenet", "mobilenet-cifar10", "grid")
 ROOT = Path(__file__).resolve().parents[1]

@@ -153,8 +153,10 @@ def noise_note(members: pd.DataFrame, finished: pd.DataFrame, provenance: Mappin
     """
     if members.empty:
         return ""
-    runs = finished["arch_id"].value_counts()
-    singles = int((members["arch_id"].map(runs) < 2).sum())
+    # The same network under another recipe, or on other data, is no repeat.
+    alike = ["arch_id", *(name for name in finished if str(name).startswith(("param.training.", "param.data.")))]
+    runs = finished.groupby(alike, dropna=False)["number"].transform("size")
+    singles = int((members["number"].map(dict(zip(finished["number"], runs, strict=True))) < 2).sum())
     if singles == 0:
         return ""
     images = validation_images(provenance)

@@ -20,9 +20,12 @@ from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
 from mnet_search.search.objectives import values_of
 from mnet_search.search.samplers import Proposal, Proposer, make_proposer, pick_untried
+from mnet_search.search.teachers import teacher_path
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome
-from mnet_search.spaces.space import Params, Space, SpaceError, Survey
+from mnet_search.spaces.schema import Data, Training
+from mnet_search.spaces.space import Params, Space, SpaceError
+from mnet_search.spaces.survey import Survey
 from mnet_search.studies.writer import StudyWriter, TrialRecord
 
 MAX_ATTEMPTS = 3  # of one trial, when the process that trains it dies
@@ -59,10 +62,18 @@ class Driver:
     """One run over a study. Executors call `next_job`, `on_epoch`, `on_outcome`, `on_failure` and `on_worker_lost`."""
 
     def __init__(
-        self, study: StudyWriter, space: Space, survey: Survey, settings: Settings, job: Job, progress: Progress
+        self,
+        study: StudyWriter,
+        space: Space,
+        survey: Survey,
+        settings: Settings,
+        job: Job,
+        progress: Progress,
+        digests: Mapping[Data, str] | None = None,
     ):
+        """`digests` are those of the images that each setting of the data led to here."""
         self.study, self.space, self.settings, self.progress = study, space, settings, progress
-        self._survey, self._template = survey, job
+        self._survey, self._template, self._digests = survey, job, digests or {}
         self.n_finished = self.n_new = self.n_failed = 0
         self.exhausted = False
         self.stop_signal: int | None = None
@@ -83,7 +94,7 @@ class Driver:
         frozen = {t._trial_id: t for t in self.study.store.optuna.get_all_trials(self.study.study_id)}
         for record in records:
             if record.state != "failed":  # what failed before may be tried again: its cause may be mended
-                self._known.add(record.arch_id)
+                self._known.add(self.space.key(record.chosen, record.arch_id))
             if record.state == "finished":
                 self.n_finished += 1
                 self._proposer.remember(frozen[record.trial_id])
@@ -177,8 +188,8 @@ class Driver:
             self._proposer.tell(proposal, values)
 
     def _propose(self) -> Proposal | None:
-        """A proposal for a network that is new and within the budgets; None (and `exhausted`) where there is none
-        left.
+        """A proposal for a network that is new under its settings and within the budgets; None (and `exhausted`) where
+        there is none left.
         """
         tries = 0
         while (proposal := self._proposer.ask()) is not None:
@@ -198,7 +209,7 @@ class Driver:
             arch = self.space.arch(chosen)
         except SpaceError:
             return "impossible"
-        if arch.id in self._known:
+        if self.space.key(chosen, arch.id) in self._known:
             return "known"
         return "budget" if self.space.violation(costs(arch)) else None
 
@@ -227,7 +238,7 @@ class Driver:
             seed=self.settings.seed,
             system_attrs=proposal.system_attrs,
         )
-        self._known.add(arch.id)
+        self._known.add(self.space.key(proposal.chosen, arch.id))
         self._proposals[record.trial_id] = proposal
         return self._start(record)
 
@@ -242,10 +253,14 @@ class Driver:
     def _start(self, record: TrialRecord) -> Job:
         self.running[record.trial_id] = record
         self.progress.started(record)
-        arch = self.space.arch(record.chosen)
-        folder = self.settings.runs_dir / self.study.name / f"{record.arch_id}-seed{record.seed}"
+        arch, data = self.space.arch(record.chosen), self.space.data_of(record.chosen)
+        key = self.space.key(record.chosen, record.arch_id)
+        folder = self.settings.runs_dir / self.study.name / f"{key}-seed{record.seed}"
         content = self._template.to_dict()
         content |= {"number": record.number, "family": arch.family, "options": dict(arch.options), "arch_id": arch.id}
+        content |= {"data": data.model_dump() | {"path": absolute(data.path)}}
+        content |= {"data_digest": self._digests.get(data, "")}
+        content |= {"training": _training(self.space.training_of(record.chosen))}
         return Job.from_dict(content | {"seed": record.seed, "folder": str(folder.resolve())})
 
     def trial_id(self, job: Job) -> int:
@@ -269,6 +284,17 @@ class Driver:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _training(training: Training) -> dict[str, Any]:
+    """The settings of a training; a teacher's checkpoint under its full path."""
+    teacher = training.teacher and teacher_path(training.teacher)
+    return training.model_dump() | ({"teacher": str(teacher)} if teacher else {})
+
+
+def absolute(path: str | None) -> str | None:
+    """Workers may have another working directory."""
+    return None if path is None else str(Path(path).resolve())
 
 
 def _latency(outcome: Outcome) -> dict[str, Any] | None:

@@ -90,7 +90,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.trial_id: int | None = None
         with environment(OMP_NUM_THREADS=str(threads)):
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            # No daemon, which may have no children: a streamed folder of pictures is decoded by some.
+            self._process = context.Process(target=_serve, args=(theirs,))
             self._process.start()
         theirs.close()
 

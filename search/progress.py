@@ -114,9 +114,11 @@ class TerminalProgress(Quiet):
             Text(f"  trial {record.number}: {what}", style="dim") for record, what in list(self._running.values())[:8]
         ]
         failures = [Text(line, style="red") for line in self._failures[-2:]]
+        bar = Table.grid()  # a bar ends no line of its own
+        bar.add_row(ProgressBar(total=self._n_asked, completed=len(self._done), width=48))
         return Group(
             head,
-            ProgressBar(total=self._n_asked, completed=len(self._done), width=48),
+            bar,
             *running,
             *failures,
             self._front(),

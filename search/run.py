@@ -6,31 +6,41 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import lookup
 from mnet_search.search import provenance
-from mnet_search.search.data import DATASETS, DataOptions, describe, load
-from mnet_search.search.driver import Driver, Progress, Settings
+from mnet_search.search.data import DATASETS, Data, DataOptions, describe, read
+from mnet_search.search.data_cache import share
+from mnet_search.search.driver import Driver, Progress, Settings, absolute
 from mnet_search.search.executors import EXECUTORS, decide_resources
 from mnet_search.search.objectives import OBJECTIVES
+from mnet_search.search.optimisers import OPTIMISERS
+from mnet_search.search.recipes import RECIPES, SCHEDULES, TrainingOptions
 from mnet_search.search.samplers import SAMPLERS
-from mnet_search.search.training import RECIPES, TrainingOptions
+from mnet_search.search.speed import SpeedOptions
+from mnet_search.search.teachers import load_teacher
 from mnet_search.search.trial import Job
-from mnet_search.spaces.space import Space, Survey, load_space, make_space, survey
+from mnet_search.spaces import schema
+from mnet_search.spaces.space import Params, Space, SpaceError, load_space, make_space
+from mnet_search.spaces.survey import Survey, corners, survey
 from mnet_search.spaces.yamlfile import Source, parse_value
 from mnet_search.studies.store import Store
 from mnet_search.studies.writer import open_study
 
 DEFAULT_TRIALS = 30
+DATA_CACHE = ".data"  # in the runs folder
 # The names that a space file may use, by the key under which it uses them.
 KNOWN: Mapping[str, Collection[str]] = {
     "data.name": DATASETS,
     "objectives": OBJECTIVES,
     "training.recipe": RECIPES,
+    "training.optimiser": OPTIMISERS,
+    "training.schedule": SCHEDULES,
     "search.sampler": SAMPLERS,
     "search.scheduler": (
         "none",
@@ -66,7 +76,7 @@ class RunResult:
 
 def open_space(path: Path, overrides: list[str]) -> Space:
     """A space file, checked, with the network's ends fitted to its data. Raises MnetError."""
-    return fit_to_data(load_space(path, overrides, KNOWN))
+    return fit_to_data(check_training(load_space(path, overrides, KNOWN)))
 
 
 def stored_space(store: Store, study: str, overrides: list[str]) -> Space:
@@ -81,17 +91,59 @@ def stored_space(store: Store, study: str, overrides: list[str]) -> Space:
                 f"--set {item}: resume can change search.* and resources.* only; edit the space file for a new study"
             )
         values[first] = {**values[first], second: parse_value(text)}
-    return fit_to_data(make_space(row["space_name"], values, Source(f"study {study}"), KNOWN))
+    return fit_to_data(check_training(make_space(row["space_name"], values, Source(f"study {study}"), KNOWN)))
+
+
+def check_training(space: Space) -> Space:
+    """The space, known to train in ways that can be. Raises SpaceError at the line of a value that cannot."""
+    tried: set[schema.Training] = set()
+    codes: Iterable[Params] = corners(space) if space.settings.names else [{}]
+    for params in codes:
+        training = space.training_of(params)
+        if training in tried:
+            continue
+        tried.add(training)
+        try:
+            TrainingOptions(**training.model_dump())
+        except MnetError as error:
+            raise _training_error(space, params, str(error)) from None
+    return space
+
+
+def _training_error(space: Space, params: Params, text: str) -> SpaceError:
+    """What the training's own checks say, at the line of the parameter or of the key that it is about."""
+    found = re.match(r"training\.(\w+): ", text)
+    name = found[0].removesuffix(": ") if found else "training.recipe"
+    path = ("parameters", name) if name in params else tuple(name.split("."))
+    return space.source.error(path, text.removeprefix(f"{name}: "))
 
 
 def fit_to_data(space: Space) -> Space:
-    """The same space with classes and input channels taken from its data."""
-    facts = describe(data_options(space))
-    return space.for_data(classes=facts.classes, in_channels=facts.channels)
+    """The same space with classes and input channels taken from its data, from each setting of it where they vary."""
+    settings = space.data_settings
+    for setting in settings:
+        facts = describe(data_options(setting))
+        of_one = setting if len(settings) > 1 else None
+        space = space.for_data(classes=facts.classes, in_channels=facts.channels, data=of_one)
+    return space
 
 
-def data_options(space: Space) -> DataOptions:
-    return DataOptions(**space.file.data.model_dump())
+def data_options(setting: schema.Data) -> DataOptions:
+    return DataOptions(**setting.model_dump())
+
+
+def read_all(space: Space) -> dict[schema.Data, Data]:
+    """The images of every setting of the data that trials may have. Raises DataError, SpaceError."""
+    return {setting: read(data_options(setting)) for setting in space.data_settings}
+
+
+def check_teachers(space: Space) -> None:
+    """Raises MnetError where a teacher is not there, or has not learnt the classes of the data."""
+    codes: Iterable[Params] = corners(space) if space.settings.names else [{}]
+    pairs = {(space.training_of(params).teacher, space.data_of(params)) for params in codes}
+    for teacher, setting in pairs:
+        if teacher is not None:
+            load_teacher(teacher, describe(data_options(setting)))
 
 
 def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResult:
@@ -102,29 +154,60 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
     name = check_study_name(options.study or space.name)
     executor_class = lookup(EXECUTORS, options.executor, "executor")
     found = survey(space)
-    data = load(data_options(space))
-    resources = decide_resources(**space.file.resources.model_dump())
+    asked = space.file.resources
+    resources = decide_resources(asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
     n_trials = count_trials(space, found, options.n_trials)
     seed = space.file.search.seed if options.seed is None else options.seed
     check_runs_dir(options.runs_dir)
+    check_teachers(space)
+    cache = (options.runs_dir / DATA_CACHE).resolve()
+    data = read_all(space)
     facts = provenance.collect(["mnet-search", *sys.argv[1:]])
-    facts |= {
-        "data_digest": data.digest,
-        "validation_images": len(data.validation.labels),
-        "train_images": len(data.train.labels),
-    }
+    facts |= _data_facts(data)
     facts |= {"executor": options.executor, "resources": asdict(resources)}
     with Store(options.storage, create=True) as store:
         study = open_study(store, space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
         with study.lock():
+            _same_images(name, store.provenance(name), facts)
             study.begin_run(n_trials, options.runs_dir, facts)
             settings = Settings(n_trials, options.runs_dir, seed, options.max_failures)
-            driver = Driver(study, space, found, settings, _job_template(space, resources.cpus_per_trial), progress)
+            digests = {setting: images.digest for setting, images in data.items()}
+            while data:  # trial processes map them; the driver needs none
+                share(data.popitem()[1], cache)
+            template = _job_template(space, resources.cpus_per_trial, cache)
+            driver = Driver(study, space, found, settings, template, progress, digests)
             if not driver.done:
                 executor_class(resources).run(driver)
     return RunResult(
         name, driver.n_finished, n_trials, driver.n_new, driver.n_failed, driver.exhausted, driver.stop_signal
     )
+
+
+def _same_images(study: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises MnetError where a study's trials were trained on other images: they could not be compared."""
+    pairs = [(earlier, now), *zip(earlier.get("data", []), now.get("data", []), strict=False)]
+    for before, after in pairs:
+        old, new = (facts.get("data_digest") for facts in (before, after))
+        if old and new and old != new:
+            raise MnetError(
+                f"study {study!r} was begun on other images (their digest was {old[:12]}, it is {new[:12]} now); put "
+                "them back, or start a new study with --study NAME"
+            )
+
+
+def _data_facts(data: Mapping[schema.Data, Data]) -> dict[str, Any]:
+    """What a study keeps of its data: of the first setting, and of each one where they vary (`data`)."""
+    each: list[dict[str, Any]] = [
+        {
+            "data_digest": images.digest,
+            "validation_images": len(images.validation),
+            "train_images": len(images.train),
+        }
+        for images in data.values()
+    ]
+    settings = (setting.model_dump(exclude_none=True) for setting in data)
+    varied = [{"settings": setting, **facts} for setting, facts in zip(settings, each, strict=True)]
+    return each[0] | ({"data": varied} if len(varied) > 1 else {})
 
 
 def count_trials(space: Space, found: Survey, asked: int | None) -> int:
@@ -159,22 +242,19 @@ def check_runs_dir(folder: Path) -> None:
         ) from None
 
 
-def _job_template(space: Space, threads: int) -> Job:
+def _job_template(space: Space, threads: int, cache: Path) -> Job:
     """What all jobs of a study have in common."""
-    training = TrainingOptions(**space.file.training.model_dump())
+    training, resources = TrainingOptions(**space.file.training.model_dump()), space.file.resources
     return Job(
         number=-1,
         family=space.families[0],  # each job names its own
         options={},
         arch_id="",
         seed=0,
-        data=replace(data_options(space), path=_absolute(space.file.data.path)),
+        data=replace(data_options(space.file.data), path=absolute(space.file.data.path)),
         training=training,
         folder="",
+        data_cache=str(cache),
         threads=threads,
+        speed=SpeedOptions(resources.memory_format, resources.precision, resources.compile),
     )
-
-
-def _absolute(path: str | None) -> str | None:
-    """Workers may have another working directory."""
-    return None if path is None else str(Path(path).resolve())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -107,17 +105,20 @@ def study_list(store: Store, *, as_json: bool) -> None:
 
 def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
     """Progress, front (or every trial) and failures of a study."""
+    from mnet_search.search.show_printed import beside_printed, print_beside
     from mnet_search.studies.frame import load
     from mnet_search.studies.pareto import front
 
     frame, summary = load(store, name), store.summary(name)
     members = front(frame, summary.objectives)
+    printed = beside_printed(store, name, frame)
     if as_json:
         content = {
             "study": asdict(summary),
             "front": _records(members),
             "trials": _records(frame),
             "provenance": store.provenance(name),
+            "printed": printed,
         }
         print_json(content)
         return
@@ -126,6 +127,8 @@ def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
         _print_front(frame, summary.objectives, f"{title}. Every trial", state=True)
     else:
         _print_front(members, summary.objectives, f"{title}. Front: {len(members)} networks, one run each")
+    if printed:
+        print_beside(printed)
     failed = frame[frame["state"] == "failed"]
     for _, row in failed.head(10).iterrows():
         echo(f"trial {row['number']} failed: {row['reason']}")
@@ -133,18 +136,22 @@ def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
         echo(f"... and {len(failed) - 10} more (--json lists all)")
 
 
-def best(store: Store, name: str, limits: Mapping[str, float], *, as_json: bool) -> None:
-    """The best network within budgets."""
+def best(store: Store, name: str, limits: Mapping[str, float], *, test: bool, as_json: bool) -> None:
+    """The best network within budgets; with `test`, measured on the test images."""
+    from mnet_search.search.show_train import print_tested, tested
     from mnet_search.studies.export import select
     from mnet_search.studies.frame import load
 
     objectives = store.objectives(name)
     row = select(load(store, name), objectives, "best", limits)
+    on_test = tested(store, name, row.iloc[0]) if test else {}
     if as_json:
-        print_json(_records(row)[0])
+        print_json(_records(row)[0] | on_test)
         return
     within = f" within {', '.join(f'{k} {si(v)}' for k, v in limits.items())}" if limits else ""
     _print_front(row, objectives, f"Best {next(iter(objectives))} of study {name}{within}, a single run")
+    if test:
+        print_tested(on_test)
     echo(f"\nNext:  mnet-search export {shlex.quote(name)} --trial {row.iloc[0]['number']}")
 
 
@@ -176,39 +183,6 @@ def exported(
     config = next((p for p in paths if p.suffix == ".yaml"), None)
     if config:
         echo(f"\nNext:  mnet-search train {shlex.quote(str(config))}")
-
-
-def trained(
-    config_path: Path, overrides: list[str], runs_dir: Path, *, device: str, threads: int, quiet: bool, as_json: bool
-) -> None:
-    """Train a config and print what came of it."""
-    from mnet_search.search.retrain import train_config
-    from mnet_search.search.run import check_runs_dir
-    from mnet_search.search.training import Epoch
-    from mnet_search.studies.export import read_config
-
-    config, arch = read_config(config_path, overrides)
-    folder = runs_dir / f"train-{config_path.stem}"
-    check_runs_dir(folder)
-
-    def on_epoch(row: Epoch) -> None:
-        if not quiet:
-            figures = f"train loss {row.train_loss:.3f}, validation {row.validation_accuracy:.2%}, {row.seconds:.1f} s"
-            print(f"epoch {row.epoch}/{config.training.epochs}: {figures}", file=sys.stderr)
-
-    result = train_config(config, arch, folder, on_epoch=on_epoch, device=device, threads=threads)
-    if as_json:
-        print_json(asdict(result))
-        return
-    sd = math.sqrt(result.test_accuracy * (1 - result.test_accuracy) / result.test_images)
-    echo(
-        f"test accuracy {result.test_accuracy:.2%} (one run, {result.test_images} images: sampling error {sd:.2%}), "
-        f"validation {result.validation_accuracy:.2%}"
-    )
-    echo(
-        f"{si(result.params)} params, {si(result.mult_adds)} mult-adds; "
-        f"checkpoint, curve and result in {result.folder}/"
-    )
 
 
 def machine(*, as_json: bool) -> None:

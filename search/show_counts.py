@@ -16,7 +16,8 @@ from mnet_search.models.costs import Costs, LayerCosts
 from mnet_search.search.printing import echo, params_text, print_json, print_table
 from mnet_search.search.show import find_arch
 from mnet_search.spaces.schema import COST_NAMES
-from mnet_search.spaces.space import Space, Survey, si
+from mnet_search.spaces.space import Space, si
+from mnet_search.spaces.survey import Survey, survey
 
 # What fits a line of a terminal.
 SHOWN = ("params", "mult_adds", "activations")
@@ -27,6 +28,7 @@ def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
     ranges = {name: found.cost_range(name) for name in COST_NAMES}
     within = {name: found.cost_range(name, feasible=True) for name in COST_NAMES}
     ends = {"smallest": found.smallest, "largest": found.largest}
+    networks = found.distinct()
     if as_json:
         content: dict[str, Any] = {
             "space": space.name,
@@ -34,8 +36,10 @@ def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
             "codes": found.n_codes,
             "exact": found.exact,
             "seen": found.n_seen,
-            "networks": len(found.networks),
-            "feasible": len(found.feasible),
+            "networks": len(networks),
+            "candidates": len(found.networks),
+            "feasible": len(found.distinct(feasible=True)),
+            "feasible_candidates": len(found.feasible),
             "ranges": ranges,
             "feasible_ranges": within,
         }
@@ -43,16 +47,21 @@ def survey_of(space: Space, found: Survey, *, as_json: bool) -> None:
         return
     codes = "infinitely many" if found.n_codes is None else f"{found.n_codes:,}"
     seen = "all looked at" if found.exact else f"{found.n_seen:,} sampled"
-    echo(f"{space.source.name}: a valid space of {codes} codes ({seen}), {len(found.networks):,} distinct networks")
-    share = len(found.feasible) / len(found.networks)
+    echo(f"{space.source.name}: a valid space of {codes} codes ({seen}), {len(networks):,} distinct networks")
+    if space.settings.names:
+        varied = ", ".join(space.settings.names)
+        echo(f"with what else is searched over ({varied}): {len(found.networks):,} candidates, each trained once")
+    within_budgets = len(found.distinct(feasible=True))
     budgets = ", ".join(_bound_text(name, bound) for name, bound in space.file.constraints.items()) or "none set"
-    echo(f"within the budgets ({budgets}): {len(found.feasible):,} networks, {share:.0%}")
+    candidates = f" ({len(found.feasible):,} candidates)" if space.settings.names else ""
+    share = within_budgets / len(networks)
+    echo(f"within the budgets ({budgets}): {within_budgets:,} networks{candidates}, {share:.0%}")
     shown = list(dict.fromkeys([*SHOWN, *space.file.constraints]))
     table = Table("", *shown, "network", box=None, pad_edge=False)
     for name, arch in zip(("fewest mult-adds", "most mult-adds"), ends.values(), strict=True):
-        chosen = found.networks[arch.id][0]
-        varied = {key: value for key, value in chosen.items() if len(space.parameters[key].grid() or [0, 1]) > 1}
-        table.add_row(name, *(si(getattr(costs(arch), c)) for c in shown), params_text(varied))
+        chosen = space.settings.network(networks[arch.id])
+        varying = {key: value for key, value in chosen.items() if len(space.parameters[key].grid() or [0, 1]) > 1}
+        table.add_row(name, *(si(getattr(costs(arch), c)) for c in shown), params_text(varying))
     table.add_row("range", *(f"{si(ranges[c][0])} to {si(ranges[c][1])}" for c in shown), "")
     table.add_row("in budget", *(f"{si(within[c][0])} to {si(within[c][1])}" for c in shown), "")
     print_table(table)
@@ -65,7 +74,6 @@ def counts(target: str, overrides: list[str], *, layers: bool, as_json: bool) ->
         raise MnetError(f"--layers: {target} is a space; name one network, a family (with -s) or an exported config")
     if arch is None:
         from mnet_search.search.run import open_space
-        from mnet_search.spaces.space import survey
 
         space = open_space(Path(target), overrides)
         survey_of(space, survey(space), as_json=as_json)

@@ -110,16 +110,17 @@ def built(
     from mnet_search.models.layer_timing import build_table
     from mnet_search.search.run import open_space
     from mnet_search.search.trial import latency_lock
-    from mnet_search.spaces.space import survey
+    from mnet_search.spaces.survey import survey
     from mnet_search.studies.latency_tables import save
     from mnet_search.studies.store import Store
 
     space = open_space(path, overrides)
     seen = survey(space)
-    selection = select([space.arch(params) for params, _ in seen.feasible.values()])
+    networks = seen.distinct(feasible=True)
+    selection = select([space.arch(params) for params in networks.values()])
     if not quiet:
         _progress(
-            f"{space.name}: {selection.n_layers:,} distinct layers in {len(seen.feasible):,} networks; timing them in "
+            f"{space.name}: {selection.n_layers:,} distinct layers in {len(networks):,} networks; timing them in "
             f"{len(selection.cover)} networks, judging by {len(selection.held_out)} others"
         )
 

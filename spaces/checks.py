@@ -9,7 +9,8 @@ from mnet_search.models.arch import MnetError, OptionError
 from mnet_search.models.blocks import BLOCKS, check_option, options_of
 from mnet_search.models.families import check_option_names, find_family
 from mnet_search.models.tables import lookup, nearest
-from mnet_search.spaces.schema import Parameter, Range, SpaceFile, Value, conditions
+from mnet_search.spaces.schema import Parameter, Range, SpaceFile, Training, Value, conditions
+from mnet_search.spaces.settings import is_setting
 from mnet_search.spaces.yamlfile import Source
 
 
@@ -25,11 +26,14 @@ def check_families(file: SpaceFile, families: Sequence[str], source: Source) -> 
             find_family(family)
         except MnetError as error:
             raise source.error(("family",), str(error)) from None
-        mine = [name for name, p in file.parameters.items() if name != "family" and _exists_in(family, p)]
+        searched = [name for name in file.parameters if name != "family" and not is_setting(name)]
+        mine = [name for name in searched if _exists_in(family, file.parameters[name])]
         try:
             check_option_names(family, mine)
         except OptionError as error:
             other = "; give it a `when: {family: ...}`" if len(families) > 1 else ""
+            if error.option in Training.model_fields:
+                other = f"; to search over how networks are trained, write training.{error.option}"
             raise source.error(("parameters", error.option), f"{error}{other}") from None
     _check_blocks(file, source)
 
@@ -88,15 +92,18 @@ def _exists_in(family: str, parameter: Parameter) -> bool:
 
 
 def check_names(file: SpaceFile, source: Source, path: tuple[str, ...], names: Collection[str]) -> None:
-    """Every name that stands at `path`, alone or as a key."""
+    """Every name that stands at `path`, alone or as a key, and every value of a parameter that sets it."""
     value: Any = file
     for key in path:
         value = getattr(value, key)
-    for name in [value] if isinstance(value, str) else list(value):
+    for name in [value] if isinstance(value, str) else list(value or ()):
         _check_name(source, path if isinstance(value, str) else (*path, name), names, name)
+    parameter = file.parameters.get(".".join(path))
+    for name in parameter.grid() or [] if parameter else []:
+        _check_name(source, ("parameters", ".".join(path)), names, str(name), kind=path[-1])
 
 
-def _check_name(source: Source, path: tuple[str, ...], names: Collection[str], name: str) -> None:
+def _check_name(source: Source, path: tuple[str, ...], names: Collection[str], name: str, kind: str = "") -> None:
     if name not in names and ":" not in name:
-        kind = next(key for key in reversed(path) if key != name).removesuffix("s")
+        kind = kind or next(key for key in reversed(path) if key != name).removesuffix("s")
         raise source.error(path, f"unknown {kind} {name!r}{nearest(name, names)} (known: {', '.join(names)})")

@@ -142,19 +142,53 @@ class Data(Strict):
         default=0.2, description="share held back for the test, where the source has no test part of its own"
     )
     split_seed: int = Field(default=0, ge=0, lt=2**31)
-    limit: int | None = Field(default=None, ge=1, description="train on at most so many images")
+    train_limit: int | None = Field(default=None, ge=1, description="train on at most so many images")
+    train_fraction: float | None = Field(default=None, gt=0, le=1, description="share of the training images used")
     flip: bool | None = Field(
         default=None, description="whether images may be mirrored; default: what the dataset says"
     )
+    stream: bool | None = Field(
+        default=None, description="decode pictures while training; default: where they would fill half of the memory"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, values: Any) -> Any:
+        """`limit` is `train_limit` in configs and studies from before 0.2."""
+        if isinstance(values, dict) and "limit" in values and "train_limit" not in values:
+            values = {("train_limit" if key == "limit" else key): value for key, value in values.items()}
+        return values
 
 
 class Training(Strict):
-    """How each network is trained."""
+    """How each network is trained. What is left out, or null, is the recipe's own; see docs/training.md."""
 
     recipe: str = "default"
     epochs: int = Field(default=8, ge=1, le=1_000_000)
     batch_size: int = Field(default=128, ge=1, le=1_000_000)
-    learning_rate: float | None = Field(default=None, gt=0, description="peak learning rate; default: the recipe's")
+    teacher: str | None = Field(default=None, description="a checkpoint to learn from, or torchvision:NAME")
+    learning_rate: float | None = Field(default=None, gt=0, description="peak learning rate for this batch size")
+    optimiser: str | None = Field(default=None, description="sgd, adam or rmsprop")
+    schedule: str | None = Field(default=None, description="one_cycle, constant or exponential")
+    warmup: float | None = Field(default=None, description="share of the steps that climb to the peak (one_cycle)")
+    anneal: str | None = Field(default=None, description="cosine or linear (one_cycle)")
+    decay_rate: float | None = Field(default=None, description="factor of the learning rate (exponential)")
+    decay_epochs: float | None = Field(default=None, description="epochs between two such factors (exponential)")
+    momentum: float | None = None
+    second_momentum: float | None = Field(default=None, description="memory of squared gradients (adam, rmsprop)")
+    epsilon: float | None = None
+    weight_decay: float | None = None
+    decayed: str | None = Field(default=None, description="weights, linear or all")
+    clip_norm: float | None = Field(default=None, description="bound on the norm of the gradient; 0 is off")
+    label_smoothing: float | None = None
+    crop: float | None = Field(default=None, description="padding of the random crop, as a share of the resolution")
+    flip: bool | None = Field(default=None, description="mirror half of the images, where the data allow it")
+    cutout: float | None = Field(default=None, description="side of the blanked square, as a share of the resolution")
+    mixup: float | None = Field(default=None, description="alpha of the mixing weights; 0 is off")
+    average: float | None = Field(default=None, description="memory of the averaged weights (EMA); 0 is off")
+    recalibrate: bool | None = Field(default=None, description="batch-norm statistics anew before validation")
+    teacher_weight: float | None = None
+    teacher_temperature: float | None = None
 
 
 class SearchOptions(Strict):
@@ -174,6 +208,9 @@ class Resources(Strict):
     cpus_per_trial: int = Field(default=1, ge=1)
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
 
 
 class Bound(Strict):

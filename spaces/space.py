@@ -9,36 +9,39 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mnet_search.models.arch import Arch, MnetError, OptionError
-from mnet_search.models.complexity import costs
 from mnet_search.models.costs import Costs
 from mnet_search.models.families import create
 from mnet_search.models.stages import Options
 from mnet_search.spaces.checks import check_conditions, check_families, check_names
-from mnet_search.spaces.schema import COST_NAMES, Choice, Parameter, Range, SpaceFile, Value, conditions
+from mnet_search.spaces.identity import difference
+from mnet_search.spaces.schema import COST_NAMES, Choice, Data, Parameter, Range, SpaceFile, Training, Value, conditions
+from mnet_search.spaces.settings import MOST_DATA_SETTINGS, TrialSettings, check_settings
 from mnet_search.spaces.yamlfile import Source, SpaceError, read, validate
 
 Params = dict[str, Value]
 # What decides whether two runs belong to one study. How far and how fast to search (search, resources) may change
 # between runs.
 IDENTITY = ("family", "blocks", "data", "parameters", "objectives", "constraints", "training")
-SURVEY_LIMIT = 20_000
 
 
 @dataclass(frozen=True)
 class Space:
-    """A checked space. `fixed` holds the options that the data decides (classes, in_channels)."""
+    """A checked space. `fixed` holds the options that the data decides (classes, in_channels); `fixed_by_data` those of
+    each setting of the data where they differ.
+    """
 
     name: str
     file: SpaceFile
     source: Source = field(repr=False, compare=False)
     fixed: Mapping[str, Value] = field(default_factory=dict)
+    fixed_by_data: Mapping[Data, Mapping[str, Value]] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
@@ -55,19 +58,54 @@ class Space:
             ordered |= {name: waiting.pop(name) for name in ready}
         return ordered
 
-    def for_data(self, *, classes: int, in_channels: int) -> Space:
-        """The same space with the network's ends fitted to the data."""
-        return replace(self, fixed={**self.fixed, "classes": classes, "in_channels": in_channels})
+    def for_data(self, *, classes: int, in_channels: int, data: Data | None = None) -> Space:
+        """The same space with the network's ends fitted to the data, to one setting of it where `data` is given."""
+        ends: dict[str, Value] = {"classes": classes, "in_channels": in_channels}
+        if data is None:
+            return replace(self, fixed={**self.fixed, **ends})
+        return replace(self, fixed=self.fixed or ends, fixed_by_data={**self.fixed_by_data, data: ends})
+
+    @cached_property
+    def settings(self) -> TrialSettings:
+        """What parameters say of the trials' data and training."""
+        return TrialSettings(self.file)
+
+    def data_of(self, params: Mapping[str, Value]) -> Data:
+        """The data of a trial with this assignment."""
+        return self.settings.data(params)
+
+    def training_of(self, params: Mapping[str, Value]) -> Training:
+        """The training of a trial with this assignment."""
+        return self.settings.training(params)
+
+    @cached_property
+    def data_settings(self) -> list[Data]:
+        """Every data that trials may have, without repeats. Raises SpaceError where there are too many to read."""
+        found: dict[Data, None] = {}
+        for params in self.codes(self.settings.behind("data.")):
+            found[self.data_of(params)] = None
+            if len(found) > MOST_DATA_SETTINGS:
+                name = next(name for name in self.settings.names if name.startswith("data."))
+                many = f"more than {MOST_DATA_SETTINGS} different settings of the data"
+                raise self.source.error(("parameters", name), f"{many}, and all are read at once; give fewer values")
+        return list(found)
+
+    def key(self, params: Mapping[str, Value], arch_id: str | None = None) -> str:
+        """What is trained once: the network's id, with that of the trial's settings where parameters decide them."""
+        arch_id = arch_id or self.arch(params).id
+        return f"{arch_id}-{self.settings.id(params)}" if self.settings.names else arch_id
 
     def active(self, parameter: Parameter, chosen: Mapping[str, Value]) -> bool:
         """Whether a parameter exists under the values chosen so far."""
         return all(other in chosen and chosen[other] in values for other, values in conditions(parameter))
 
-    def codes(self) -> Iterator[Params]:
-        """Every assignment of values, conditionals resolved. Raises SpaceError where a range is continuous."""
-        names = list(self.parameters)
+    def codes(self, only: Collection[str] | None = None) -> Iterator[Params]:
+        """Every assignment of values, conditionals resolved, to all parameters or to these. Raises SpaceError where a
+        range is continuous.
+        """
+        names = [name for name in self.parameters if only is None or name in only]
         grids = [self.values(name) for name in names]
-        if not any(parameter.when for parameter in self.parameters.values()):
+        if not any(self.parameters[name].when for name in names):
             return (dict(zip(names, code, strict=True)) for code in itertools.product(*grids))
 
         def extend(index: int, chosen: Params) -> Iterator[Params]:
@@ -143,6 +181,10 @@ class Space:
 
     def arch(self, params: Mapping[str, Value]) -> Arch:
         """The network of an assignment. Raises SpaceError that points at the parameter's line."""
+        fixed = self.fixed
+        if self.settings.names:
+            fixed = self.fixed_by_data.get(self.data_of(params), fixed)
+            params = self.settings.network(params)
         places = self._places
         options: dict[str, Any] = {n: places[n][v] if n in places else v for n, v in params.items()}
         for name in self._choosers:
@@ -156,7 +198,7 @@ class Space:
                     options[prefix + option] = of_it
         family = str(options.pop("family", self.file.family))
         try:
-            return create(family, **{**options, **self.fixed})
+            return create(family, **{**options, **fixed})
         except OptionError as error:
             option = error.option
             related = (
@@ -199,25 +241,6 @@ class Space:
         return self.file.model_dump(mode="json")
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a space holds. `exact` says whether every code was looked at or `n_seen` samples of them."""
-
-    n_codes: int | None
-    exact: bool
-    n_seen: int
-    networks: dict[str, tuple[Params, Costs]] = field(repr=False)
-    feasible: dict[str, tuple[Params, Costs]] = field(repr=False)
-    smallest: Arch
-    largest: Arch
-
-    def cost_range(self, name: str, *, feasible: bool = False) -> tuple[int, int]:
-        """Least and greatest value of a cost over the networks seen."""
-        pool = self.feasible if feasible else self.networks
-        values = [getattr(c, name) for _, c in pool.values()]
-        return min(values), max(values)
-
-
 def load_space(path: Path, overrides: Iterable[str] = (), known: Mapping[str, Collection[str]] | None = None) -> Space:
     """Read and check a space file. `known` maps dotted keys ("search.sampler") to the names that they may have.
 
@@ -232,48 +255,13 @@ def make_space(
 ) -> Space:
     """A checked Space from plain values. Raises SpaceError."""
     space = Space(name, validate(values, source, SpaceFile), source)
-    check_conditions(space.file, source)
-    check_families(space.file, space.families, source)
-    _ = space.parameters  # raises where conditions run in a circle
     for dotted, names in (known or {}).items():
         check_names(space.file, source, tuple(dotted.split(".")), names)
+    check_conditions(space.file, source)
+    _ = space.parameters  # raises where conditions run in a circle
+    check_settings(space.file, source)
+    check_families(space.file, space.families, source)
     return space
-
-
-def survey(space: Space, limit: int = SURVEY_LIMIT) -> Survey:
-    """Build the description (never the module) of every network, or of `limit` sampled ones where there are more.
-
-    Raises SpaceError for a value that no network can have, and where no network meets the budgets.
-    """
-    exact = space.n_codes is not None and space.n_codes <= limit
-    if exact:
-        codes: Iterable[Params] = space.codes()
-    else:
-        rng = random.Random(0)
-        codes = itertools.chain(_corners(space), (space.sample(rng) for _ in range(limit)))
-    networks: dict[str, tuple[Params, Costs]] = {}
-    n_seen = 0
-    for params in codes:
-        arch = space.arch(params)
-        n_seen += 1
-        if arch.id not in networks:
-            networks[arch.id] = (params, costs(arch))
-    feasible = {key: found for key, found in networks.items() if space.violation(found[1]) is None}
-    by_size = sorted(networks, key=lambda key: (networks[key][1].mult_adds, networks[key][1].params))
-    smallest, largest = (space.arch(networks[key][0]) for key in (by_size[0], by_size[-1]))
-    found = Survey(space.n_codes, exact, n_seen, networks, feasible, smallest, largest)
-    if not feasible:
-        raise _no_network_meets(space, found)
-    return found
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two spaces' identities, a line each: `training.epochs: 8 -> 4`."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
-    keys = sorted(before.keys() | after.keys())
-    return [
-        f"{k}: {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in keys if before.get(k) != after.get(k)
-    ]
 
 
 def si(value: float) -> str:
@@ -296,67 +284,12 @@ def _draw(parameter: Parameter, rng: random.Random) -> Value:
     return rng.choice(parameter.grid() or [])
 
 
-def _corners(space: Space) -> Iterator[Params]:
-    """The codes with every parameter at its first, its last value, and each value of each parameter once: so that no
-    bad value stays unseen.
-    """
-    ends = {name: _some_values(parameter) for name, parameter in space.parameters.items()}
-
-    def complete(pinned: Mapping[str, Value], pick: Callable[[list[Value]], Value]) -> Params:
-        chosen: Params = {}
-        for name, parameter in space.parameters.items():
-            if space.active(parameter, chosen):
-                chosen[name] = pinned.get(name, pick(ends[name]))
-        return chosen
-
-    for pick in (lambda values: values[0], lambda values: values[-1]):
-        yield complete({}, pick)
-        for name, parameter in space.parameters.items():
-            pins = {other: values[0] for other, values in conditions(parameter)}
-            for value in ends[name]:
-                yield complete({**pins, name: value}, pick)
-
-
-def _some_values(parameter: Parameter) -> list[Value]:
-    grid = parameter.grid()
-    if grid is not None and len(grid) <= 200:
-        return sorted(grid, key=lambda v: (isinstance(v, str), v if not isinstance(v, str) else 0))
-    return [parameter.min, parameter.max] if isinstance(parameter, Range) else list(parameter.values)
-
-
 def _blame(message: str, params: Mapping[str, Value]) -> str:
     """The parameter whose value an error quotes; the first where none is."""
     return next(
         (name for name, value in params.items() if isinstance(value, str) and repr(value) in message),
         next(iter(params), ""),
     )
-
-
-def _no_network_meets(space: Space, found: Survey) -> SpaceError:
-    seen = f"{len(found.networks):,} networks" + (
-        "" if found.exact else f" sampled from {found.n_codes or 'infinitely many'} codes"
-    )
-    for name, bound in space.file.constraints.items():
-        least, most = found.cost_range(name)
-        if bound.max is not None and least > bound.max:
-            miss = f"the smallest has {si(least)}, {si(least - bound.max)} too many"
-            message = f"none of the {seen} has {name} within {si(bound.max)}: {miss}"
-            return space.source.error(("constraints", name), message)
-        if bound.min is not None and most < bound.min:
-            miss = f"the largest has {si(most)}, {si(bound.min - most)} too few"
-            message = f"none of the {seen} has {name} of at least {si(bound.min)}: {miss}"
-            return space.source.error(("constraints", name), message)
-    return space.source.error(
-        ("constraints",), f"none of the {seen} meets all budgets together, though each alone is met"
-    )
-
-
-def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, Mapping) and values:
-        for key, value in values.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, values
 
 
 __all__ = [
@@ -366,10 +299,8 @@ __all__ = [
     "Range",
     "Space",
     "SpaceError",
-    "Survey",
     "difference",
     "load_space",
     "make_space",
     "si",
-    "survey",
 ]

@@ -33,6 +33,10 @@ class Source:
     def __init__(self, name: str, lines: Mapping[KeyPath, int] | None = None, overridden: Iterable[KeyPath] = ()):
         self.name, self._lines, self._overridden = name, dict(lines or {}), set(overridden)
 
+    def overrides(self, path: KeyPath) -> bool:
+        """Whether the command line gave the key `path`, or a whole mapping above it."""
+        return any(path[:length] in self._overridden for length in range(1, len(path) + 1))
+
     def error(self, path: KeyPath, message: str) -> SpaceError:
         """A SpaceError that points at the key `path`, or at the nearest key above it that the file has."""
         if path[:2] == ("parameters", "family") and path[:2] not in self._lines:
@@ -76,11 +80,17 @@ def validate(values: Mapping[str, Any], source: Source, model: type[Model]) -> M
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        # An unknown key is usually the misspelt form of a key that is then missing: name the cause first.
-        problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-        first, more = problems[0], len(problems) - 1
-        path, message = _explain(first["loc"], first["type"], first["msg"], first.get("input"), model)
+        path, message = first_problem(error, model)
+        more = error.error_count() - 1
         raise source.error(path, message + (f" (and {more} more)" if more else "")) from None
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> tuple[KeyPath, str]:
+    """The key that pydantic refuses first, and why, in a sentence."""
+    # An unknown key is usually the misspelt form of a key that is then missing: name the cause first.
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    return _explain(first["loc"], first["type"], first["msg"], first.get("input"), model)
 
 
 def dump(values: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from pydantic import Field
 from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.families import create
 from mnet_search.models.tables import lookup
-from mnet_search.spaces.schema import Data, Strict, Training
+from mnet_search.spaces.schema import Data, SpaceFile, Strict, Training
+from mnet_search.spaces.settings import TrialSettings
 from mnet_search.spaces.yamlfile import dump, read, validate
 from mnet_search.studies.pareto import front
 from mnet_search.studies.store import Store
@@ -32,7 +33,7 @@ class ArchEntry(Strict):
 class TrainConfig(Strict):
     """What `mnet-search train` needs, and where it came from. `measured` and `provenance` are for people."""
 
-    config_version: int = Field(description="1 in this version")
+    config_version: int = Field(ge=1, description="1 in this version")
     arch: ArchEntry
     data: Data
     training: Training
@@ -101,20 +102,39 @@ def config_of(store: Store, study: str, row: pd.Series) -> dict[str, Any]:
     names = ("accuracy", "validation_loss", "latency_ms", "latency_q1_ms", "latency_q3_ms")
     measured = {name: float(row[name]) for name in names if not math.isnan(row[name])}
     provenance = dict(stored["provenance"])
+    settings = TrialSettings(SpaceFile.model_validate(stored["space"]))
+    chosen = store.chosen(study)[int(row["number"])]
+    data = settings.data(chosen)
     return {
         "config_version": CONFIG_VERSION,
         "arch": {"family": row["family"], "options": dict(row["options"]), "arch_id": row["arch_id"]},
-        "data": stored["space"]["data"],
-        "training": stored["space"]["training"],
+        "data": data.model_dump(mode="json", exclude_none=True),
+        "training": settings.training(chosen).model_dump(mode="json", exclude_none=True),
         "seed": int(row["seed"]),
         "measured": {
             **measured,
             "runs": 1,
-            "validation_images": provenance.get("validation_images"),
+            "validation_images": data_facts(provenance, data).get("validation_images"),
             **{name: int(row[name]) for name in ("params", "mult_adds", "activations")},
         },
         "provenance": {"study": study, "trial": int(row["number"]), "space_hash": stored["space_hash"], **provenance},
     }
+
+
+def data_facts(provenance: Mapping[str, Any], data: Data) -> Mapping[str, Any]:
+    """What a study keeps of one setting of its data: data_digest, train_images, validation_images."""
+    wanted = data.model_dump(exclude_none=True)
+    for exact in (True, False):  # where the images lie may have changed since
+        left_out = ("download",) if exact else ("download", "path")
+        for row in provenance.get("data", []):
+            if _without(row["settings"], left_out) == _without(wanted, left_out):
+                facts: Mapping[str, Any] = row
+                return facts
+    return provenance
+
+
+def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def export(

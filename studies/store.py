@@ -131,6 +131,16 @@ class Store:
 
         return dump(self.row(study)["space"])
 
+    def chosen(self, study: str) -> dict[int, dict[str, Any]]:
+        """The parameters of every trial by its number, as they were chosen: a frame's columns turn 2 into 2.0 where a
+        trial has none.
+        """
+        query = select(db.trials.c.number, db.trials.c.chosen).where(
+            db.trials.c.study_id == self.row(study)["study_id"]
+        )
+        with self._read() as connection:
+            return {number: dict(chosen) for number, chosen in connection.execute(query)}
+
     def fingerprint(self, study: str) -> tuple[Any, ...]:
         """Changes whenever something that a page shows has changed; cheap enough for every poll."""
         row = self.row(study)
@@ -165,8 +175,9 @@ class Store:
             if study not in self.names():
                 return self._create(space, study, n_trials, runs_dir, provenance)
             row = self.row(study)
-            if row["space_hash"] != space.hash:
-                raise _edited(study, row["identity"], space)
+            changes = difference(row["identity"], space.identity) if row["space_hash"] != space.hash else []
+            if changes:  # a hash also changes with the keys that a later version brings
+                raise _edited(study, changes, space)
             return int(row["study_id"])
 
     def _create(self, space: Space, study: str, n_trials: int, runs_dir: Path, provenance: Mapping[str, Any]) -> int:
@@ -241,9 +252,9 @@ def _driver_alive(driver: Mapping[str, Any] | None) -> bool:
     return True
 
 
-def _edited(study: str, old: Mapping[str, Any], space: Space) -> MnetError:
-    changes = "; ".join(difference(old, space.identity))
+def _edited(study: str, changes: list[str], space: Space) -> MnetError:
     return MnetError(
-        f"{space.source.name}: the space differs from the one that study {study!r} was made with ({changes}); "
+        f"{space.source.name}: the space differs from the one that study {study!r} was made with "
+        f"({'; '.join(changes)}); "
         "undo the change, or start a new study with --study NAME"
     )

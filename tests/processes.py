@@ -23,7 +23,7 @@ from mnet_search.studies.store import Store
 TINY = """\
 description: the smallest networks, on a few digits, for tests
 family: mobilenet_v1
-data: {name: digits, limit: 200}
+data: {name: digits, train_limit: 200}
 parameters:
   width: [0.1, 0.12, 0.15, 0.2]
   resolution: [9, 12]

@@ -128,7 +128,7 @@ def test_a_signal_stops_cleanly_and_the_study_goes_on_later(tmp_path: Path, exec
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path: Path) -> None:
-    space = write_space(tmp_path, TINY.replace("epochs: 2", "epochs: 30"))
+    space = write_space(tmp_path, TINY.replace("epochs: 2", "epochs: 1000"))
     first = start(tmp_path, "run", space, "--executor", "local", "--n-trials", 2)
     try:
         wait_for(tmp_path, lambda f: len(f) > 0, first)

@@ -10,7 +10,8 @@ import pytest
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.families import create
-from mnet_search.spaces.space import SpaceError, load_space, make_space, survey
+from mnet_search.spaces.space import SpaceError, load_space, make_space
+from mnet_search.spaces.survey import survey
 from mnet_search.spaces.yamlfile import Source
 
 from processes import write_space

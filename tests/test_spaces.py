@@ -15,7 +15,8 @@ from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
 from mnet_search.search.run import KNOWN, open_space
 from mnet_search.spaces.schema import Choice, Range, SpaceFile
-from mnet_search.spaces.space import Space, SpaceError, difference, load_space, make_space, si, survey
+from mnet_search.spaces.space import Space, SpaceError, difference, load_space, make_space, si
+from mnet_search.spaces.survey import survey
 from mnet_search.spaces.yamlfile import Source
 
 from processes import write_space
