@@ -56,6 +56,7 @@ ExecutorName = Annotated[
 ]
 MaxFailures = Annotated[int, typer.Option("--max-failures", help="give up after so many failed trials in one run")]
 QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="no progress")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="write event files for TensorBoard as well")]
 StudyArg = Annotated[str, typer.Argument(help="a study; `mnet-search studies` lists them", metavar="STUDY")]
 Seed = Annotated[
     int | None, typer.Option("--seed", help="of initialisation, order and augmentation; default: the file's")
@@ -91,6 +92,7 @@ def run(
     seed: Seed = None,
     max_failures: MaxFailures = 10,
     overrides: Set = None,
+    tensorboard: Tensorboard = False,
     quiet: QuietFlag = False,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +100,7 @@ def run(
     from mnet_search.search.run import RunOptions, open_space
 
     options = RunOptions(storage, study, runs_dir, n_trials, executor, max_failures, seed)
-    _search(open_space(space, overrides or []), options, quiet=quiet, as_json=as_json)
+    _search(open_space(space, overrides or []), options, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -110,6 +112,7 @@ def resume(
     executor: ExecutorName = "ray",
     max_failures: MaxFailures = 10,
     overrides: Set = None,
+    tensorboard: Tensorboard = False,
     quiet: QuietFlag = False,
     as_json: AsJson = False,
 ) -> None:
@@ -120,15 +123,16 @@ def resume(
         space, row = stored_space(store, study, overrides or []), store.row(study)
     asked = n_trials if n_trials is not None else int(row["n_trials"])
     options = RunOptions(storage, study, runs_dir or Path(row["runs_dir"]), asked, executor, max_failures, None)
-    _search(space, options, quiet=quiet, as_json=as_json)
+    _search(space, options, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
 
 
-def _search(space: Space, options: RunOptions, *, quiet: bool, as_json: bool) -> None:
+def _search(space: Space, options: RunOptions, *, tensorboard: bool, quiet: bool, as_json: bool) -> None:
     from mnet_search.search import show
+    from mnet_search.search.event_files import recorded
     from mnet_search.search.progress import watch
     from mnet_search.search.run import run_search
 
-    with watch(space, quiet=quiet) as progress:
+    with watch(space, quiet=quiet) as shown, recorded(shown, options.runs_dir, wanted=tensorboard) as progress:
         result = run_search(space, options, progress)
     with _open(options.storage) as store:
         show.after_run(store, result, options, as_json=as_json)
@@ -145,7 +149,7 @@ def validate(
     """Check a space, count its networks, show the smallest, the largest and what the budgets leave. Builds nothing."""
     from mnet_search.search import show_counts
     from mnet_search.search.run import open_space
-    from mnet_search.spaces.space import survey
+    from mnet_search.spaces.survey import survey
 
     checked = open_space(space, overrides or [])
     show_counts.survey_of(checked, survey(checked), as_json=as_json)
@@ -254,12 +258,18 @@ def show_command(
 
 
 @app.command()
-def best(study: StudyArg, limits: Limits = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+def best(
+    study: StudyArg,
+    limits: Limits = None,
+    test: Annotated[bool, typer.Option("--test", help="measure it on the test images too")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+) -> None:
     """The best network of a study, within budgets."""
     from mnet_search.search import show
 
     with _open(storage) as store:
-        show.best(store, study, show.parse_limits(limits or []), as_json=as_json)
+        show.best(store, study, show.parse_limits(limits or []), test=test, as_json=as_json)
 
 
 @app.command()
@@ -299,15 +309,18 @@ def train(
     config: Annotated[Path, typer.Argument(help="a config that `export` wrote", metavar="CONFIG")],
     overrides: Set = None,
     runs_dir: RunsDir = Path("runs"),
+    name: Annotated[str | None, typer.Option("--name", help="folder in the runs folder; default: train-CONFIG")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=1, help="threads on a CPU")] = 1,
+    tensorboard: Tensorboard = False,
     quiet: QuietFlag = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an exported config in full and measure it on the test images. The same command again continues."""
-    from mnet_search.search import show
+    from mnet_search.search import show_train
 
-    show.trained(config, overrides or [], runs_dir, device=device, threads=threads, quiet=quiet, as_json=as_json)
+    changes, how = overrides or [], show_train.How(name, device, threads, tensorboard)
+    show_train.trained(config, changes, runs_dir, how, quiet=quiet, as_json=as_json)
 
 
 @app.command()
