@@ -198,11 +198,13 @@ SCHEDULES: dict[str, Callable[[Recipe, Position], float]] = {
     "exponential": _exponential,
 }
 
-# `default`, measured on digits at 24 and 32 pixels, widths 0.1 to 1, 5 epochs: a peak of 0.2 at batch 128 (0.1 at 64,
-# 0.05 at 32) trained every width at every batch size; 0.3 was a little better for small networks and lost width 1 at
-# batch 128. Cropping by 1/16 beat 1/8 by 2 to 9 points at so few epochs.
+# `default`, measured with MobileNetV1 in six forms (widths 0.1 to 1, three blocks) on digits at 24 pixels, 5 epochs of
+# 9 steps, two seeds each: mean accuracy 92.2 % at a peak of 0.3 with the gradient's norm bounded by 2; 90.9 at 0.2,
+# 73.0 at 0.3 and 66.7 at 0.4 without the bound, where the widest are lost; 85.4 at 0.4 with a bound of 1, where the
+# narrowest are. On CIFAR-10, width 1, 4 epochs, one seed: 70.2 %; 71.4 at 0.4 without the bound (71.2 without label
+# smoothing). Cropping by 1/16 beat 1/8 by 2 to 9 points on digits at so few epochs.
 RECIPES: dict[str, Recipe] = {
-    "default": Recipe(learning_rate=0.2),
+    "default": Recipe(learning_rate=0.3, clip_norm=2.0),
     # MobileNetV1 (arXiv 1704.04861, section 3): RMSprop as for Inception V3 (arXiv 1512.00567, section 8), little
     # augmentation, no label smoothing, hardly any weight decay and none on depthwise filters.
     "paper": Recipe(
