@@ -15,9 +15,9 @@ from typing import Any
 
 from mnet_search.models import classics, mobilenets, resnets
 from mnet_search.models.arch import (
-    DEFAULT_INIT,
     NORM_EPS,
     NORM_MOMENTUM,
+    UNSAID_INIT,
     Arch,
     Branches,
     Chain,
@@ -208,7 +208,7 @@ def _base(family: str, names: tuple[str, ...], *values: Any) -> _Base:
         raise MnetError(f"family {family!r} gave {made!r}, which is no network; it should give a Chain or a Frame")
     given = {name: value for name, value in resolved.items() if value is not None}
     if isinstance(made, External):
-        return _Base(row, arguments, made, given, DEFAULT_INIT, (NORM_EPS, NORM_MOMENTUM))
+        return _Base(row, arguments, made, given, UNSAID_INIT, (NORM_EPS, NORM_MOMENTUM))
     check_choice("init", resolved["init"], INITS)
     for name in ("norm_eps", "norm_momentum"):
         check_number(name, resolved[name], above=0, below=1)

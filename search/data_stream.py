@@ -34,6 +34,8 @@ class StreamedSplit:
     facts: Facts
     labels: Tensor
     resolution: int
+    crop: bool = True
+    flip: bool = True
 
     @staticmethod
     def of(pictures: Pictures, facts: Facts) -> StreamedSplit:
@@ -46,16 +48,21 @@ class StreamedSplit:
         """The same pictures, whose batches will be squares of `resolution` pixels on `device`."""
         return replace(self, resolution=resolution, labels=self.labels.to(device))
 
+    def viewed(self, *, crop: bool, flip: bool) -> StreamedSplit:
+        """The same pictures, whose training views are random parts of them and mirrored, or not."""
+        return replace(self, crop=crop, flip=flip)
+
     def batches(self, parts: Iterable[Tensor], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Positions (n,) -> images uint8 (n, C, H, W) in channels_last memory and labels (n,), for each of `parts`.
 
-        With `seed`, training views: a random part of the picture, mirrored half of the time where the facts allow it.
+        With `seed`, training views: a random part of the picture, mirrored half of the time where the facts allow it
+        (see `viewed`).
         Without, the middle square of the picture. Raises DataError, naming the file, for one that cannot be read.
         """
         device = self.labels.device
         chosen = [part.to(device) for part in parts]
         loader: DataLoader[Tensor | str] = DataLoader(
-            _Views(self.pictures, self.facts, self.resolution, seed),
+            _Views(self.pictures, self.facts, self.resolution, seed, self.crop, self.flip and self.facts.flip),
             batch_size=None,  # a batch is one item of the dataset
             sampler=[part.tolist() for part in chosen],
             num_workers=_count_workers(),
@@ -100,6 +107,8 @@ class _Views(Dataset[Tensor | str]):
     facts: Facts
     resolution: int
     seed: int | None
+    crop: bool
+    flip: bool
 
     def __getitem__(self, positions: list[int]) -> Tensor | str:
         try:
@@ -113,15 +122,11 @@ class _Views(Dataset[Tensor | str]):
 
         pixels = read_picture(self.pictures.path(position), self.facts, any_size=True)
         image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        whole = v2.Compose([v2.Resize(self.resolution, antialias=True), v2.CenterCrop(self.resolution)])
         if self.seed is None:
-            whole = v2.Compose([v2.Resize(self.resolution, antialias=True), v2.CenterCrop(self.resolution)])
             return torch.as_tensor(whole(image))
-        views = v2.Compose(
-            [
-                v2.RandomResizedCrop(self.resolution, scale=CROP_SCALE, antialias=True),
-                v2.RandomHorizontalFlip(0.5 if self.facts.flip else 0.0),
-            ]
-        )
+        part = v2.RandomResizedCrop(self.resolution, scale=CROP_SCALE, antialias=True) if self.crop else whole
+        views = v2.Compose([part, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
         # torchvision draws from torch's global generator alone; a caller in this process finds it as it was.
         before = torch.default_generator.get_state()
         try:

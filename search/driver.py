@@ -70,10 +70,12 @@ class Driver:
         job: Job,
         progress: Progress,
         digests: Mapping[Data, str] | None = None,
+        teachers: Mapping[str, str] | None = None,
     ):
-        """`digests` are those of the images that each setting of the data led to here."""
+        """`digests` are those of the images that each setting of the data led to here, `teachers` those of teachers."""
         self.study, self.space, self.settings, self.progress = study, space, settings, progress
         self._survey, self._template, self._digests = survey, job, digests or {}
+        self._teachers = teachers or {}
         self.n_finished = self.n_new = self.n_failed = 0
         self.exhausted = False
         self.stop_signal: int | None = None
@@ -260,7 +262,8 @@ class Driver:
         content |= {"number": record.number, "family": arch.family, "options": dict(arch.options), "arch_id": arch.id}
         content |= {"data": data.model_dump() | {"path": absolute(data.path)}}
         content |= {"data_digest": self._digests.get(data, "")}
-        content |= {"training": _training(self.space.training_of(record.chosen))}
+        training = self.space.training_of(record.chosen)
+        content |= {"training": _training(training), "teacher_digest": self._teachers.get(training.teacher or "", "")}
         return Job.from_dict(content | {"seed": record.seed, "folder": str(folder.resolve())})
 
     def trial_id(self, job: Job) -> int:

@@ -66,6 +66,8 @@ class LocalExecutor:
                         if not worker.read(driver):
                             workers.remove(worker)
             finally:
+                for worker in workers:  # all of them before any is waited for: a second Ctrl-C may come meanwhile
+                    worker.kill()
                 for worker in workers:
                     worker.end()
 
@@ -121,9 +123,13 @@ class _Worker:
             driver.on_failure(trial_id, content)
         return True
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End the process; its checkpoints are on disk."""
         self._process.kill()
+
+    def end(self) -> None:
+        """Kill it and wait until it is gone."""
+        self.kill()
         self._process.join()
         self.pipe.close()
 

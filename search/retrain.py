@@ -10,6 +10,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,20 +29,26 @@ from mnet_search.models.checkpoints import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
+    record_path,
     write_atomically,
 )
 from mnet_search.models.complexity import costs
 from mnet_search.models.factory import build
 from mnet_search.models.families import create
+from mnet_search.models.tables import lookup
 from mnet_search.search.data import Data, DataOptions, load, load_test
+from mnet_search.search.data_cache import pinned
 from mnet_search.search.event_files import FOLDER as EVENTS
 from mnet_search.search.event_files import EventFile
+from mnet_search.search.optimisers import OPTIMISERS
 from mnet_search.search.speed import SpeedOptions
 from mnet_search.search.teachers import load_teacher
 from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, evaluate, train
-from mnet_search.search.trial import settled_speed
+from mnet_search.search.trial import find_device, memory_named, settled_speed
 from mnet_search.spaces.yamlfile import dump
 from mnet_search.studies.export import TrainConfig, read_config
+
+log = logging.getLogger(__name__)
 
 CONFIG, LAST, RESULT = "config.yaml", "last.pt", "result.json"
 WEIGHTS = {LAST: "weights.safetensors", BEST: "weights-best.safetensors"}
@@ -103,11 +110,12 @@ def train_config(
     cannot be had or training fails.
     """
     torch.set_num_threads(threads)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = find_device(device)
     module = build(arch, config.seed)
-    with _claimed(folder, config):
-        data = load(DataOptions(**config.data.model_dump()))
-        options = TrainingOptions(**config.training.model_dump())
+    options = TrainingOptions(**config.training.model_dump())
+    lookup(OPTIMISERS, options.resolved().optimiser, "optimiser")
+    with _claimed(folder, config), memory_named():
+        data = load(_stored_way(folder, DataOptions(**config.data.model_dump())))
         teacher = load_teacher(options.teacher, data.facts) if options.teacher else None
         write_atomically(folder / CONFIG, _config_text(config).encode())
         training = train(
@@ -137,14 +145,14 @@ def _finish(
     last, best = _checkpoints(folder)
     for stored, name in ((last, LAST), (best, BEST)):
         _write_weights(folder / WEIGHTS[name], stored, arch)
-    test = load_test(DataOptions(**config.data.model_dump()))
+    test = load_test(pinned(DataOptions(**config.data.model_dump()), data.digest))
 
     def measured(stored: Checkpoint) -> tuple[float, float]:
         module.load_state_dict(stored.module)
         return evaluate(module, test, data, resolution=arch.input.height)
 
     loss, accuracy = measured(last)
-    network, best_row = costs(arch), rows[len(best.rows) - 1]
+    network, best_row = costs(arch), Epoch(**best.rows[-1])
     return TrainResult(
         arch_id=arch.id,
         epochs=len(rows),
@@ -202,6 +210,8 @@ def _refuse_another(folder: Path, config: TrainConfig) -> None:
     """Raises MnetError where the folder holds a training that this config would not continue."""
     advice = "take another folder with --name or --runs-dir"
     path = folder / CONFIG
+    if path.exists() and not any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
+        return  # nothing was trained yet: a mistake in that config must not keep the folder
     if not path.exists():
         others = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
         if others and not (folder / LAST).exists():
@@ -279,6 +289,13 @@ def _follow(
     return rows
 
 
+def _stored_way(folder: Path, options: DataOptions) -> DataOptions:
+    """The options with images streamed or not as they were before, whatever memory is available now."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return pinned(options, json.loads(record_path(folder / LAST).read_bytes())["run"]["data"])
+    return options
+
+
 def _stored_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that an earlier run left, in the order in which `train` looks for them."""
     for name in (LAST, PREVIOUS, BEST):
@@ -320,6 +337,9 @@ def _checkpoints(folder: Path) -> tuple[Checkpoint, Checkpoint]:
         best = load_checkpoint(folder / BEST, last.run)
     except FileNotFoundError:
         return last, last
+    except CheckpointError as error:
+        log.warning("%s; only the weights of the last epoch are measured", error)
+        return last, last
     return last, last if len(best.rows) == len(last.rows) else best
 
 
@@ -346,9 +366,14 @@ def measure_on_test(config: TrainConfig, checkpoint: Path, study: str, trial: in
         raise MnetError(f"the checkpoint of trial {trial} is gone ({checkpoint}); {advice}") from None
     except CheckpointError as error:
         raise MnetError(f"{error}; {advice}") from None
-    options = DataOptions(**config.data.model_dump())
+    options = pinned(DataOptions(**config.data.model_dump()), stored.run["data"])
     data, test = load(options), load_test(options)
-    module: nn.Module = build(arch, config.seed).to("cuda" if torch.cuda.is_available() else "cpu")
+    if data.digest != stored.run["data"]:
+        raise MnetError(
+            f"trial {trial} was trained on other images (their digest was {stored.run['data'][:12]}, it is "
+            f"{data.digest[:12]} now); put them back"
+        )
+    module: nn.Module = build(arch, config.seed).to(find_device("auto"))
     module.load_state_dict(stored.module)
     loss, accuracy = evaluate(module, test, data, resolution=arch.input.height)
     return Measured(accuracy, loss, len(test))

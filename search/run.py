@@ -15,7 +15,7 @@ from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import lookup
 from mnet_search.search import provenance
 from mnet_search.search.data import DATASETS, Data, DataOptions, describe, read
-from mnet_search.search.data_cache import share
+from mnet_search.search.data_cache import pinned, share
 from mnet_search.search.driver import Driver, Progress, Settings, absolute
 from mnet_search.search.executors import EXECUTORS, decide_resources
 from mnet_search.search.objectives import OBJECTIVES
@@ -26,9 +26,12 @@ from mnet_search.search.speed import SpeedOptions
 from mnet_search.search.teachers import load_teacher
 from mnet_search.search.trial import Job
 from mnet_search.spaces import schema
+from mnet_search.spaces.identity import difference
 from mnet_search.spaces.space import Params, Space, SpaceError, load_space, make_space
 from mnet_search.spaces.survey import Survey, corners, survey
 from mnet_search.spaces.yamlfile import Source, parse_value
+from mnet_search.studies.database import database_path
+from mnet_search.studies.export import data_facts
 from mnet_search.studies.store import Store
 from mnet_search.studies.writer import open_study
 
@@ -132,18 +135,31 @@ def data_options(setting: schema.Data) -> DataOptions:
     return DataOptions(**setting.model_dump())
 
 
-def read_all(space: Space) -> dict[schema.Data, Data]:
-    """The images of every setting of the data that trials may have. Raises DataError, SpaceError."""
-    return {setting: read(data_options(setting)) for setting in space.data_settings}
+def read_all(space: Space, earlier: Mapping[str, Any]) -> dict[schema.Data, Data]:
+    """The images of every setting of the data that trials may have, streamed or not as the study's `earlier` provenance
+    says. Raises DataError, SpaceError.
+    """
+    digests = {setting: data_facts(earlier, setting).get("data_digest") for setting in space.data_settings}
+    options = {setting: data_options(setting) for setting in digests}
+    return {s: read(pinned(options[s], digest) if digest else options[s]) for s, digest in digests.items()}
 
 
-def check_teachers(space: Space) -> None:
-    """Raises MnetError where a teacher is not there, or has not learnt the classes of the data."""
+def check_teachers(space: Space) -> dict[str, str]:
+    """The digest of each teacher. Raises MnetError where one is not there, or has not learnt the data's classes."""
     codes: Iterable[Params] = corners(space) if space.settings.names else [{}]
     pairs = {(space.training_of(params).teacher, space.data_of(params)) for params in codes}
-    for teacher, setting in pairs:
-        if teacher is not None:
-            load_teacher(teacher, describe(data_options(setting)))
+    return {
+        teacher: load_teacher(teacher, describe(data_options(setting))).digest
+        for teacher, setting in pairs
+        if teacher is not None
+    }
+
+
+def recipes_of(space: Space) -> dict[str, dict[str, Any]]:
+    """The recipes that trials may have, as they are now: their names alone do not say how a trial was trained."""
+    grid = space.parameters["training.recipe"].grid() if "training.recipe" in space.parameters else None
+    names = {space.file.training.recipe, *map(str, grid or [])}
+    return {name: asdict(lookup(RECIPES, name, "recipe")) for name in sorted(names)}
 
 
 def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResult:
@@ -159,23 +175,23 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
     n_trials = count_trials(space, found, options.n_trials)
     seed = space.file.search.seed if options.seed is None else options.seed
     check_runs_dir(options.runs_dir)
-    check_teachers(space)
+    teachers = check_teachers(space)
     cache = (options.runs_dir / DATA_CACHE).resolve()
-    data = read_all(space)
+    data = read_all(space, _earlier(options.storage, name))
     facts = provenance.collect(["mnet-search", *sys.argv[1:]])
-    facts |= _data_facts(data)
+    facts |= _data_facts(data) | {"teachers": teachers, "recipes": recipes_of(space)}
     facts |= {"executor": options.executor, "resources": asdict(resources)}
     with Store(options.storage, create=True) as store:
         study = open_study(store, space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
         with study.lock():
-            _same_images(name, store.provenance(name), facts)
+            check_same_sources(name, store.provenance(name), facts)
             study.begin_run(n_trials, options.runs_dir, facts)
             settings = Settings(n_trials, options.runs_dir, seed, options.max_failures)
             digests = {setting: images.digest for setting, images in data.items()}
             while data:  # trial processes map them; the driver needs none
                 share(data.popitem()[1], cache)
             template = _job_template(space, resources.cpus_per_trial, cache)
-            driver = Driver(study, space, found, settings, template, progress, digests)
+            driver = Driver(study, space, found, settings, template, progress, digests, teachers)
             if not driver.done:
                 executor_class(resources).run(driver)
     return RunResult(
@@ -183,16 +199,40 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
     )
 
 
-def _same_images(study: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises MnetError where a study's trials were trained on other images: they could not be compared."""
-    pairs = [(earlier, now), *zip(earlier.get("data", []), now.get("data", []), strict=False)]
-    for before, after in pairs:
-        old, new = (facts.get("data_digest") for facts in (before, after))
-        if old and new and old != new:
+def _earlier(storage: str, study: str) -> Mapping[str, Any]:
+    """The provenance of a study that exists, else nothing."""
+    if not database_path(storage).exists():
+        return {}
+    with Store(storage, create=True) as store:
+        return store.provenance(study) if study in store.names() else {}
+
+
+def check_same_sources(study: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises MnetError where a study's trials were trained on other images, by another teacher, or by a recipe that
+    meant something else under the same name: they could not be compared.
+    """
+    again = "or start a new study with --study NAME"
+    for row in now.get("data", [now]):
+        setting = schema.Data(**row["settings"]) if "settings" in row else schema.Data()
+        old, new = data_facts(earlier, setting).get("data_digest"), row["data_digest"]
+        if old and old != new:
             raise MnetError(
                 f"study {study!r} was begun on other images (their digest was {old[:12]}, it is {new[:12]} now); put "
-                "them back, or start a new study with --study NAME"
+                f"them back, {again}"
             )
+    for name, digest in now["teachers"].items():
+        old = earlier.get("teachers", {}).get(name, digest)
+        if old != digest:
+            raise MnetError(
+                f"study {study!r} was begun with another teacher under {name!r} (its digest was {old[:12]}, it is "
+                f"{digest[:12]} now); put it back, {again}"
+            )
+    changes = difference(earlier.get("recipes") or now["recipes"], now["recipes"])
+    if changes:
+        raise MnetError(
+            f"study {study!r} was begun with another meaning of its recipe ({'; '.join(changes)}); use the version "
+            f"that began it, {again}"
+        )
 
 
 def _data_facts(data: Mapping[schema.Data, Data]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ timing noise does not decide. What was chosen, and why, is recorded with the tri
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ __all__ = ["Speed", "SpeedOptions", "choose_speed"]
 PROBE_STEPS = 4  # of each way, the first of them not counted
 PROBE_SHARE = 0.02  # of a training's steps that a probe may take
 MARGIN = 0.9  # of the usual way's time that another must stay below
-COMPILING_PAYS_S = 600.0  # of training left, from which torch.compile is tried: its warm-up took 20 to 60 s
+COMPILING_PAYS_S = 600.0  # of training left, from which torch.compile is tried: its warm-up takes about a minute
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -71,6 +72,11 @@ def choose_speed(
     The module and torch's random state are left as they were; both lie on the device that is asked about.
     """
     options = options or SpeedOptions()
+    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+        return _choose(module, images, labels, steps, options)
+
+
+def _choose(module: nn.Module, images: Tensor, labels: Tensor, steps: int, options: SpeedOptions) -> Speed:
     ways = _ways(options, images.device)
     if len(ways) == 1:
         chosen, took = replace(ways[0], reason="as asked" if options != SpeedOptions() else ways[0].reason), None
@@ -90,27 +96,27 @@ def _ways(options: SpeedOptions, device: torch.device) -> list[Speed]:
     formats = list(FORMATS) if options.memory_format == "auto" else [options.memory_format]
     precisions = [options.precision]
     if options.precision == "auto":
-        # bfloat16 needs units for it: without, a layer's forward and backward pass took 10 to 200 times as long.
-        native = device.type == "cuda" or _has_amx()
-        precisions = (
-            ["bfloat16", "float32"] if device.type == "cuda" else ["float32", *(["bfloat16"] if native else [])]
-        )
+        precisions = ["float32", "bfloat16"] if _has_bfloat16(device) else ["float32"]
+        if device.type == "cuda":
+            precisions.reverse()
     return [Speed(f, p) for p in precisions for f in formats]
 
 
-def _has_amx() -> bool:
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has units for it: emulated, it is slower by orders of magnitude."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     check = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(check and check())
 
 
 def _fastest(module: nn.Module, images: Tensor, labels: Tensor, ways: list[Speed]) -> tuple[Speed, float]:
     """Every way in turn, several times over: the best times are compared. Returns seconds of a step as well."""
-    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
-        runs = [_step(module, images, labels, way) for way in ways]
-        times: list[list[float]] = [[] for _ in ways]
-        for _ in range(PROBE_STEPS):
-            for run, taken in zip(runs, times, strict=True):
-                taken.append(_seconds(run, images.device))
+    runs = [_step(module, images, labels, way) for way in ways]
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(PROBE_STEPS):
+        for run, taken in zip(runs, times, strict=True):
+            taken.append(_seconds_or_never(run, images.device))
     best = [min(taken[1:]) for taken in times]
     fastest = min(range(len(ways)), key=best.__getitem__)
     chosen = fastest if best[fastest] < MARGIN * best[0] else 0
@@ -136,6 +142,8 @@ def forward_of(module: nn.Module, way: Speed) -> Callable[[Tensor], Tensor]:
     """float (N, C, H, W) -> float32 (N, classes), computed in the way's precision."""
     on_gpu = next(module.parameters()).is_cuda  # where "reduce-overhead" replays CUDA graphs
     mode = "reduce-overhead" if on_gpu else "default"
+    if way.compiled:
+        torch.compiler.reset()  # else the networks of earlier trials count against a limit, and compiling ends silently
     inner: Any = torch.compile(module, dynamic=False, mode=mode) if way.compiled else module
     if way.precision == "float32":
         return inner
@@ -157,6 +165,15 @@ def _seconds(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def _seconds_or_never(run: Callable[[], None], device: torch.device) -> float:
+    """A way that does not fit in the memory beside the others is none."""
+    try:
+        return _seconds(run, device)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return math.inf
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -173,7 +190,7 @@ def _compiled_if_it_pays(
     except Exception as error:  # noqa: BLE001  # no compiler, an unsupported system: torch raises many kinds
         reason = str(error).strip().splitlines()
         return replace(chosen, reason=f"{chosen.reason}; torch.compile failed ({reason[0][:80] if reason else ''})")
-    gain = steps * (eager_s - step_s) - 2 * warm_s  # training compiles it once more
+    gain = steps * (eager_s - step_s) - 3 * warm_s  # training compiles it twice more: its batches have two sizes
     figures = f"warm-up {warm_s:.0f} s, a step {step_s / eager_s:.2f} times the plain one's"
     if gain <= 0:
         return replace(chosen, reason=f"{chosen.reason}; compiling does not pay ({figures})")

@@ -7,7 +7,7 @@ or torchvision:NAME with the weights that torchvision publishes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,16 @@ def _from_checkpoint(name: str, facts: Facts) -> Teacher:
         )
     module = build(arch)
     module.load_state_dict(stored.module)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _digest(stored.module)
     return Teacher(module, arch.input.height, tuple(about["mean"]), tuple(about["std"]), digest)
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    sha256 = hashlib.sha256()
+    for name, value in weights.items():
+        sha256.update(name.encode())
+        sha256.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def _from_torchvision(name: str, facts: Facts) -> Teacher:

@@ -153,6 +153,8 @@ def train(
     if len(rows) == options.epochs:
         return
     training, validation = (split.at(resolution, device) for split in (data.train, data.validation))
+    if isinstance(training, StreamedSplit):
+        training = training.viewed(crop=optimiser.recipe.crop > 0, flip=optimiser.recipe.flip)
     taught = teacher.reader(data.mean, data.std, device) if teacher else None
     forward = forward_of(module, speed)
     run = _Run(module, forward, optimiser, training, validation, data, options, speed, resolution, seed, taught)

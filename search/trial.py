@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import socket
@@ -31,8 +32,10 @@ from mnet_search.search.data import Data, DataOptions, load
 from mnet_search.search.data_cache import shared
 from mnet_search.search.provenance import processor
 from mnet_search.search.speed import Speed, SpeedOptions, choose_speed
-from mnet_search.search.teachers import load_teacher
+from mnet_search.search.teachers import Teacher, load_teacher
 from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, probe_batch, train
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT, SPEED = "last.pt", "speed.json"
 LATENCY_LOCK_TIMEOUT_S = 600.0  # a measurement takes seconds; whoever holds the lock this long is stuck
@@ -57,6 +60,7 @@ class Job:
     training: TrainingOptions
     folder: str
     data_digest: str = ""
+    teacher_digest: str = ""
     data_cache: str = ""
     device: str = "auto"
     threads: int = 1
@@ -92,25 +96,46 @@ def run_trial(job: Job) -> Iterator[Epoch | Outcome]:
     threads_before = torch.get_num_threads()
     try:
         torch.set_num_threads(job.threads)
-        yield from _run(job)
+        with memory_named():
+            yield from _run(job)
     except TrialFailed:
         raise
     except MnetError as error:
         raise TrialFailed(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        advice = "lower training.batch_size or run fewer trials at once"
-        raise TrialFailed(f"out of GPU memory; {advice} ({_first_line(error)})") from error
     except Exception as error:  # whatever it is, the trial fails with it and the search goes on
         raise TrialFailed(f"{type(error).__name__}: {_first_line(error)}") from error
     finally:
         torch.set_num_threads(threads_before)
 
 
+@contextlib.contextmanager
+def memory_named() -> Iterator[None]:
+    """Turns a GPU that is full into a TrialFailed of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = "lower training.batch_size or run fewer trials at once"
+        raise TrialFailed(f"out of GPU memory; {advice} ({_first_line(error)})") from error
+
+
+def find_device(name: str) -> torch.device:
+    """torch's device of a name; "auto" is cuda where there is any. Raises MnetError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MnetError(f"device {name!r} is not known; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MnetError(f"device {name!r}: torch sees no GPU on this machine; use cpu")
+    return device
+
+
 def _run(job: Job) -> Iterator[Epoch | Outcome]:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if job.device == "auto" else job.device)
+    device = find_device(job.device)
     arch = _same_arch(job)
     data = shared(job.data, Path(job.data_cache), job.data_digest) if job.data_cache else load(job.data)
-    teacher = load_teacher(job.training.teacher, data.facts) if job.training.teacher else None
+    teacher = _teacher(job, data)
     module = build(arch, job.seed)
     checkpoint = Path(job.folder) / CHECKPOINT
     rows: list[Epoch] = []
@@ -153,15 +178,32 @@ def settled_speed(
     resolution: int,
     device: torch.device,
 ) -> Speed:
-    """The way in which the trial of this folder is trained: chosen once, since another way gives other last digits."""
-    path = folder / SPEED
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Speed(**json.loads(path.read_bytes()))
+    """The way in which the trial of this folder is trained: chosen once, since another way gives other last digits, and
+    anew only for another kind of device or other wishes.
+    """
+    path, asked = folder / SPEED, {"device": device.type, **asdict(options)}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(path.read_bytes())
+        if kept["asked"] == asked:
+            return Speed(**kept["chosen"])
+        log.warning("%s: chosen for %s, now %s is asked; chosen anew", path, kept["asked"], asked)
     module.to(device)
     images, labels, steps = probe_batch(data, training, resolution, device)
     speed = choose_speed(module, images, labels, steps, options)
-    write_atomically(path, json.dumps(asdict(speed), indent=1).encode())
+    write_atomically(path, json.dumps({"asked": asked, "chosen": asdict(speed)}, indent=1).encode())
     return speed
+
+
+def _teacher(job: Job, data: Data) -> Teacher | None:
+    if job.training.teacher is None:
+        return None
+    teacher = load_teacher(job.training.teacher, data.facts)
+    if job.teacher_digest not in ("", teacher.digest):
+        raise TrialFailed(
+            f"training.teacher: {job.training.teacher!r} is another network here than the one that the search began "
+            f"with (digest {teacher.digest[:12]}, not {job.teacher_digest[:12]}); put that one back"
+        )
+    return teacher
 
 
 def _same_arch(job: Job) -> Arch:

@@ -48,7 +48,7 @@ class TrialSettings:
         return self._filled(self._file.training, "training.", params)
 
     def id(self, params: Mapping[str, Value]) -> str:
-        """6 hex digits over every key that some trial sets, by what it is in this one: the file's where it is not set.
+        """12 hex digits over every key that some trial sets, by what it is in this one: the file's where it is not set.
 
         Where the images lie is part of it only as a parameter that this trial has, since a study may move.
         """
@@ -58,7 +58,7 @@ class TrialSettings:
             section, _, key = name.partition(".")
             if name in params if name == "data.path" else name != "data.download":
                 values[name] = getattr(parts[section], key)
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def behind(self, prefix: str) -> set[str]:
         """The parameters under `prefix` and those that decide, one behind another, whether they exist."""

@@ -250,3 +250,15 @@ def test_mixed_sizes_in_memory_say_that_streams_take_them(tmp_path: Path) -> Non
     root = write_pictures(tmp_path)
     text = refuses("pixels but the first image is", name="image_folder", path=str(root), stream=False)
     assert text.endswith("resize all to one size, or set data.stream to true, which takes mixed sizes")
+
+
+def test_a_recipe_without_crop_and_flip_sees_the_middle_of_every_picture(tmp_path: Path) -> None:
+    data = streamed(write_pictures(tmp_path), flip=True)
+    assert isinstance(data.train, StreamedSplit)
+    split = data.train.at(10, CPU)
+    middle = views(split, [[0, 5, 9]])[0]
+    assert torch.equal(views(split.viewed(crop=False, flip=False), [[0, 5, 9]], seed=1)[0], middle)
+    mirrored = torch.stack([views(split.viewed(crop=False, flip=True), [[0]], seed=seed)[0][0] for seed in range(9)])
+    for one in mirrored:
+        assert torch.equal(one, middle[0]) or torch.equal(one, middle[0].flip(2))
+    assert len(torch.unique(mirrored, dim=0)) == 2

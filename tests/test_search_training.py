@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.checkpoints import load_checkpoint
+from mnet_search.search.recipes import RECIPES
 from mnet_search.studies.store import Store
 
 from processes import TINY, call, load, search, write_space
@@ -43,6 +45,23 @@ def test_a_teacher_that_cannot_teach_is_found_before_anything_is_written(tmp_pat
     assert done.returncode == 2
     assert done.stderr.startswith("mnet-search: training.teacher: no checkpoint at ")
     assert not (tmp_path / "study.db").exists()
+
+
+def test_a_study_keeps_to_its_teacher_and_to_what_its_recipe_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(tmp_path, n_trials=2)
+    first, second = (Path(path).parent for path in load(tmp_path)["checkpoint"])
+    monkeypatch.chdir(tmp_path)
+    first.rename(tmp_path / "runs" / "teachers")
+    search(tmp_path, TAUGHT, n_trials=1, study="taught")
+    (tmp_path / "runs" / "teachers").rename(tmp_path / "runs" / "former")
+    second.rename(tmp_path / "runs" / "teachers")
+    with pytest.raises(MnetError, match=r"'taught' was begun with another teacher under 'runs/teachers' \(its digest"):
+        search(tmp_path, TAUGHT, n_trials=2, study="taught")
+    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], learning_rate=0.123))
+    with pytest.raises(MnetError, match=r"another meaning of its recipe \(default.learning_rate: 0.3 -> 0.123\)"):
+        search(tmp_path, n_trials=3)
 
 
 def test_the_way_of_training_and_its_reason_stand_with_the_trial(tmp_path: Path) -> None:

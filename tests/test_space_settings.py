@@ -82,7 +82,7 @@ def test_equal_networks_with_equal_settings_are_one_candidate() -> None:
     (first, of_first), (second, of_second) = (space.key(code).split("-") for code in (plain, other))
     assert first == second == space.arch(plain).id
     assert of_first != of_second
-    assert len(of_first) == 6
+    assert len(of_first) == 12
     assert int(of_first, 16) >= 0
     # the file's recipe, named and not named
     named = {"values": ["default"], "when": {"dropout": [0.0]}}

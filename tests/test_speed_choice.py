@@ -108,7 +108,7 @@ def test_compiling_is_tried_only_where_enough_training_is_left(monkeypatch: pyte
 def test_compiling_is_kept_where_warm_up_and_steps_together_are_faster(
     monkeypatch: pytest.MonkeyPatch, step_s: float, pays: bool
 ) -> None:
-    """20 s of warm-up, twice, against 1,000 steps of a second."""
+    """20 s of warm-up, three times, against 1,000 steps of a second."""
     monkeypatch.setattr(speed, "_fastest", lambda *_: (Speed(reason="probed"), 1.0))
     times = iter([20.0] + [step_s] * 4)
     monkeypatch.setattr(speed, "_seconds", lambda run, device: next(times))
@@ -150,8 +150,11 @@ def test_the_way_is_chosen_once_for_a_folder(tmp_path: Path) -> None:
     first = settled_speed(tmp_path, *asked, SpeedOptions(), 16, torch.device("cpu"))
     assert first.reason == "8 steps are too few to probe"
     kept = replace(first, memory_format="contiguous", reason="another machine's")
-    (tmp_path / "speed.json").write_text(json.dumps(vars(kept)))
+    stored = json.loads((tmp_path / "speed.json").read_text())
+    (tmp_path / "speed.json").write_text(json.dumps(stored | {"chosen": vars(kept)}))
     assert settled_speed(tmp_path, *asked, SpeedOptions(), 16, torch.device("cpu")) == kept
+    wished = SpeedOptions(memory_format="channels_last", precision="float32")
+    assert settled_speed(tmp_path, *asked, wished, 16, torch.device("cpu")).reason == "as asked"
     (tmp_path / "speed.json").write_text("{torn")
     assert settled_speed(tmp_path, *asked, SpeedOptions(), 16, torch.device("cpu")) == first
 

@@ -222,6 +222,25 @@ def test_folders_that_cannot_be_trained_in(tmp_path: Path) -> None:
     assert "runs/broken holds a training of which the config cannot be read" in line
 
 
+def test_a_mistake_is_found_before_the_folder_is_taken(tmp_path: Path) -> None:
+    config = write_config(tmp_path, training={"epochs": 1, "batch_size": 64})
+    assert "unknown optimiser 'adan'; did you mean adam?" in refused(
+        tmp_path, "train", config, "-s", "training.optimiser=adan"
+    )
+    assert "device 'gpu' is not known; use auto, cpu or cuda" in refused(tmp_path, "train", config, "--device", "gpu")
+    assert "no checkpoint at" in refused(tmp_path, "train", config, "-s", "training.teacher=nobody")
+    train(tmp_path, config, "-s", "training.optimiser=adam", "-s", "training.learning_rate=0.001")
+
+
+def test_a_damaged_best_leaves_the_last_to_be_measured(trained: tuple[Path, Done], tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    best = tmp_path / "runs" / "train-c" / "best.pt"
+    best.unlink()
+    best.write_bytes(b"damaged")
+    result = json.loads(train(tmp_path, tmp_path / "c.yaml", "--json").stdout)
+    assert result["best_epoch"] == result["epochs"]
+
+
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     config = write_config(tmp_path, training={"epochs": 1, "batch_size": 64})
     train(tmp_path, config, "-q")
