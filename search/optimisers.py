@@ -61,7 +61,7 @@ class Optimiser:
         self.steps += 1
         self.rule.move(parameters, gradients, self.slots, learning_rate, self.steps, recipe)
         if self.averages is not None:
-            # Early on the average remembers less, or it would be of the starting weights (much as TensorFlow's num_updates).
+            # Early on the average remembers less, or it would be of the starting weights (much as TensorFlow does).
             memory = min(recipe.average, self.steps / (self.steps + 10))
             torch._foreach_lerp_(self.averages, parameters, 1 - memory)
         for p in parameters:

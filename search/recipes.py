@@ -25,8 +25,8 @@ class Recipe:
     """How to train a network.
 
     `learning_rate` is the peak for `reference_batch` images and scales with the batch size (None: it does not). The
-    schedule moves it: one_cycle climbs over the share `warmup` of the steps and falls towards 0 by `anneal`; exponential
-    multiplies it by `decay_rate` every `decay_epochs`. `momentum` is that of SGD (Nesterov's) and of RMSprop, and
+    schedule moves it: one_cycle climbs over the share `warmup` of the steps and falls towards 0 by `anneal`;
+    exponential multiplies it by `decay_rate` every `decay_epochs`. `momentum` is that of SGD (Nesterov's) and of RMSprop, and
     Adam's first; `second_momentum` the memory of squared gradients in Adam and RMSprop, `epsilon` added to their root.
 
     `weight_decay` is added to the gradients of `decayed`: the "weights" of convolutions and linear layers without
@@ -175,7 +175,7 @@ class Position:
 
 
 def _one_cycle(recipe: Recipe, at: Position) -> float:
-    """Linear to the peak over the warm-up's share of the steps, then by `anneal` towards 0 (Smith, arXiv 1708.07120)."""
+    """Linear to the peak over the warm-up's share of the steps, then towards 0 by `anneal` (arXiv 1708.07120)."""
     warmup = min(max(1, round(recipe.warmup * at.steps)), at.steps)
     if at.step < warmup:
         return (at.step + 1) / warmup
