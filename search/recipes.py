@@ -26,8 +26,9 @@ class Recipe:
 
     `learning_rate` is the peak for `reference_batch` images and scales with the batch size (None: it does not). The
     schedule moves it: one_cycle climbs over the share `warmup` of the steps and falls towards 0 by `anneal`;
-    exponential multiplies it by `decay_rate` every `decay_epochs`. `momentum` is that of SGD (Nesterov's) and of RMSprop, and
-    Adam's first; `second_momentum` the memory of squared gradients in Adam and RMSprop, `epsilon` added to their root.
+    exponential multiplies it by `decay_rate` every `decay_epochs`. `momentum` is that of SGD (Nesterov's) and of
+    RMSprop, and Adam's first; `second_momentum` the memory of squared gradients in Adam and RMSprop, `epsilon` added to
+    their root.
 
     `weight_decay` is added to the gradients of `decayed`: the "weights" of convolutions and linear layers without
     depthwise filters, norms and biases (arXiv 1704.04861, section 3), those of "linear" layers alone, or "all".
