@@ -148,10 +148,11 @@ def validate(
 ) -> None:
     """Check a space, count its networks, show the smallest, the largest and what the budgets leave. Builds nothing."""
     from mnet_search.search import show_counts
-    from mnet_search.search.run import open_space
+    from mnet_search.search.run import check_teachers, open_space
     from mnet_search.spaces.survey import survey
 
     checked = open_space(space, overrides or [])
+    check_teachers(checked)
     show_counts.survey_of(checked, survey(checked), as_json=as_json)
 
 

@@ -38,6 +38,7 @@ from mnet_search.models.families import create
 from mnet_search.models.tables import lookup
 from mnet_search.search.data import Data, DataOptions, load, load_test
 from mnet_search.search.data_cache import pinned
+from mnet_search.search.evaluation import Images
 from mnet_search.search.event_files import FOLDER as EVENTS
 from mnet_search.search.event_files import EventFile
 from mnet_search.search.optimisers import OPTIMISERS
@@ -116,6 +117,8 @@ def train_config(
     lookup(OPTIMISERS, options.resolved().optimiser, "optimiser")
     with _claimed(folder, config), memory_named():
         data = load(_stored_way(folder, DataOptions(**config.data.model_dump())))
+        _fits(arch, data)
+        test = load_test(pinned(DataOptions(**config.data.model_dump()), data.digest))  # a mistake in it shows now
         teacher = load_teacher(options.teacher, data.facts) if options.teacher else None
         write_atomically(folder / CONFIG, _config_text(config).encode())
         training = train(
@@ -133,19 +136,33 @@ def train_config(
         )
         with _recorded(folder, wanted=event_files) as events:
             rows = _follow(training, config, folder, watcher, events)
-        result = _finish(module.to(where), data, config, arch, folder, rows)
+        result = _finish(module.to(where), data, test, arch, folder, rows)
         write_atomically(folder / RESULT, json.dumps(asdict(result), indent=1).encode())
     return result
 
 
+def _fits(arch: Arch, data: Data) -> None:
+    """Raises MnetError where the network takes other images, or tells other classes apart."""
+    facts, output = data.facts, arch.root.output.channels
+    for what, network, images in (
+        ("channels", arch.input.channels, facts.channels),
+        ("classes", output, facts.classes),
+    ):
+        if network != images:
+            option = "in_channels" if what == "channels" else "classes"
+            raise MnetError(
+                f"the config's network is made for {network} {what}, {facts.name} has {images}; set "
+                f"arch.options.{option} to {images} (and leave arch.arch_id out), or give the data it was made for"
+            )
+
+
 def _finish(
-    module: nn.Module, data: Data, config: TrainConfig, arch: Arch, folder: Path, rows: Sequence[Epoch]
+    module: nn.Module, data: Data, test: Images, arch: Arch, folder: Path, rows: Sequence[Epoch]
 ) -> TrainResult:
     """Write the weights of the last and of the best epoch, and measure both on the test images."""
     last, best = _checkpoints(folder)
     for stored, name in ((last, LAST), (best, BEST)):
         _write_weights(folder / WEIGHTS[name], stored, arch)
-    test = load_test(pinned(DataOptions(**config.data.model_dump()), data.digest))
 
     def measured(stored: Checkpoint) -> tuple[float, float]:
         module.load_state_dict(stored.module)

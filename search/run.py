@@ -107,7 +107,8 @@ def check_training(space: Space) -> Space:
             continue
         tried.add(training)
         try:
-            TrainingOptions(**training.model_dump())
+            resolved = TrainingOptions(**training.model_dump()).resolved()
+            lookup(OPTIMISERS, resolved.optimiser, "optimiser")
         except MnetError as error:
             raise _training_error(space, params, str(error)) from None
     return space

@@ -184,9 +184,9 @@ def _epoch(run: _Run, number: int, rows: list[Epoch]) -> Epoch:
     generator = make_generator(run.seed, number, run.training.labels.device)
     losses, correct, rate = _train_epoch(run, number, generator)
     trained = time.perf_counter()
-    _check_losses(losses, number, rows, run.data.facts.classes)
+    _check_losses(losses, number, rows, _even_loss(run))
     run.optimiser.swap()
-    if run.recipe.recalibrate:
+    if run.recipe.recalibrate or run.recipe.average:  # running statistics are those of the weights that moved
         recalibrate(run.module, _statistics_batches(run, generator))
     loss, accuracy = evaluate(run.module, run.validation, run.data, resolution=run.resolution)
     if not math.isfinite(loss):
@@ -343,7 +343,15 @@ def _statistics_batches(run: _Run, generator: torch.Generator) -> Iterator[Tenso
         yield normalise(images, run.data.mean, run.data.std)
 
 
-def _check_losses(losses: list[float], epoch: int, rows: list[Epoch], classes: int) -> None:
+def _even_loss(run: _Run) -> float:
+    """The loss of guessing evenly; a sure teacher's part may be as large as its temperature squared makes it."""
+    recipe = run.recipe
+    weight = 0.0 if run.taught is None else recipe.teacher_weight
+    scale = 1 - weight + weight * recipe.teacher_temperature**2
+    return scale * math.log(run.data.facts.classes)
+
+
+def _check_losses(losses: list[float], epoch: int, rows: list[Epoch], guessing: float) -> None:
     """Raises TrialFailed at the first loss of the epoch that is no number, and where they are beyond recovery."""
     for step, loss in enumerate(losses):
         if not math.isfinite(loss):
@@ -353,7 +361,7 @@ def _check_losses(losses: list[float], epoch: int, rows: list[Epoch], classes: i
                 f"the training loss became {loss} in epoch {epoch}, step {step + 1} of {len(losses)}; {before}; "
                 "try a lower learning rate"
             )
-    mean, guessing = math.fsum(losses) / len(losses), math.log(classes)
+    mean = math.fsum(losses) / len(losses)
     if mean > DIVERGED * guessing:
         last = rows[-1].train_loss if rows else losses[0]
         where = "of the epoch before" if rows else "of the first step"

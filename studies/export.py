@@ -23,21 +23,21 @@ CONFIG_VERSION = 1
 
 
 class ArchEntry(Strict):
-    """A network in a config: how to make it, and the id by which to see that it is the same one."""
+    """A network in a config: how to make it, and the id by which to see that it is the same one (if given)."""
 
     family: str
-    options: dict[str, bool | int | float | str | dict[str, bool | int | float | str]]
-    arch_id: str
+    options: dict[str, bool | int | float | str | dict[str, bool | int | float | str]] = Field(default_factory=dict)
+    arch_id: str | None = None
 
 
 class TrainConfig(Strict):
     """What `mnet-search train` needs, and where it came from. `measured` and `provenance` are for people."""
 
-    config_version: int = Field(ge=1, description="1 in this version")
+    config_version: int = Field(default=CONFIG_VERSION, ge=1, description="1 in this version")
     arch: ArchEntry
-    data: Data
-    training: Training
-    seed: int = Field(ge=0)
+    data: Data = Data()
+    training: Training = Training()
+    seed: int = Field(default=0, ge=0)
     measured: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -57,7 +57,9 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> tuple[TrainConfig,
         raise MnetError(f"{path}: no training config (it has no `arch:`); `mnet-search export STUDY --best` writes one")
     config = validate(values, source, TrainConfig)
     arch = create(config.arch.family, **config.arch.options)
-    if arch.id != config.arch.arch_id:
+    if config.arch.arch_id is None:  # written by hand
+        config = config.model_copy(update={"arch": config.arch.model_copy(update={"arch_id": arch.id})})
+    elif arch.id != config.arch.arch_id:
         raise MnetError(
             f"{path}: its options give the network {arch.id} in this version, not {config.arch.arch_id}; "
             "use the mnet-search that wrote it, or set arch.arch_id if the change is meant"

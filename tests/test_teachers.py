@@ -82,6 +82,18 @@ def test_the_loss_is_the_divergence_at_the_temperature_and_the_labels_rest(folde
     assert row.train_loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_very_sure_teacher_is_no_divergence(folder: Path) -> None:
+    """Its part of the loss grows with the square of the temperature."""
+    data = digits(100)
+    teacher = load_teacher(str(folder), data.facts)
+    with torch.no_grad():
+        for p in list(teacher.module.parameters())[-2:]:
+            p *= 8
+    options = TrainingOptions(epochs=1, batch_size=50, learning_rate=1e-3, teacher_temperature=8.0)
+    (row,) = train(build(STUDENT, 0), data, options, resolution=9, seed=0, teacher=teacher)
+    assert row.train_loss > 10 * math.log(10)
+
+
 # ---------------------------------------------------------------- refused
 
 

@@ -232,6 +232,22 @@ def test_a_mistake_is_found_before_the_folder_is_taken(tmp_path: Path) -> None:
     train(tmp_path, config, "-s", "training.optimiser=adam", "-s", "training.learning_rate=0.001")
 
 
+def test_a_config_by_hand_needs_a_network_alone_and_must_fit_the_data(tmp_path: Path) -> None:
+    options = {name: value for name, value in dict(TINY.options).items() if name != "classes"}
+    config = tmp_path / "mine.yaml"
+    short = {"data": CONFIG["data"], "training": {"epochs": 1, "batch_size": 64}}
+    config.write_text(dump({"arch": {"family": TINY.family, "options": options | {"classes": 7}}, **short}))
+    text = refused(tmp_path, "train", config)
+    assert "network is made for 7 classes, digits has 10; set arch.options.classes to 10" in text
+    config.write_text(dump({"arch": {"family": TINY.family, "options": options | {"in_channels": 3}}, **short}))
+    assert "is made for 3 channels, digits has 1; set arch.options.in_channels to 1" in refused(
+        tmp_path, "train", config, "-s", "arch.options.classes=10"
+    )
+    train(tmp_path, config, "-s", "arch.options.classes=10", "-s", "arch.options.in_channels=1")
+    kept, arch = read_config(tmp_path / "runs" / "train-mine" / "config.yaml")
+    assert kept.arch.arch_id == arch.id
+
+
 def test_a_damaged_best_leaves_the_last_to_be_measured(trained: tuple[Path, Done], tmp_path: Path) -> None:
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     best = tmp_path / "runs" / "train-c" / "best.pt"
