@@ -146,8 +146,8 @@ def resume_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
 
     A file that cannot be used is renamed to NAME.refused, replacing an older one, and the reason logged as a warning.
     """
-    for left in path.parent.glob(".*.tmp"):  # of a run that was killed while it wrote
-        left.unlink(missing_ok=True)
+    for rest in path.parent.glob(".*.tmp"):  # of a run that was killed while it wrote
+        rest.unlink(missing_ok=True)
     names = (path, path.with_name(PREVIOUS), path.with_name(BEST))
     for number, candidate in enumerate(names):
         try:

@@ -227,8 +227,6 @@ def _refuse_another(folder: Path, config: TrainConfig) -> None:
     """Raises MnetError where the folder holds a training that this config would not continue."""
     advice = "take another folder with --name or --runs-dir"
     path = folder / CONFIG
-    if path.exists() and not any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
-        return  # nothing was trained yet: a mistake in that config must not keep the folder
     if not path.exists():
         others = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
         if others and not (folder / LAST).exists():
@@ -238,6 +236,8 @@ def _refuse_another(folder: Path, config: TrainConfig) -> None:
         there = read_config(path)[0]
     except MnetError as error:
         raise MnetError(f"{folder} holds a training of which the config cannot be read ({error}); {advice}") from None
+    if not any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
+        return  # nothing was trained yet: a mistake in that config must not keep the folder
     one, other = (dict(_flat(_deciding(each))) for each in (there, config))
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     if names:
