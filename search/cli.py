@@ -307,7 +307,7 @@ def export(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="a config that `export` wrote", metavar="CONFIG")],
+    config: Annotated[Path, typer.Argument(help="a config that `export` wrote, or your own", metavar="CONFIG")],
     overrides: Set = None,
     runs_dir: RunsDir = Path("runs"),
     name: Annotated[str | None, typer.Option("--name", help="folder in the runs folder; default: train-CONFIG")] = None,
@@ -317,7 +317,7 @@ def train(
     quiet: QuietFlag = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train an exported config in full and measure it on the test images. The same command again continues."""
+    """Train a config in full and measure it on the test images. The same command again continues."""
     from mnet_search.search import show_train
 
     changes, how = overrides or [], show_train.How(name, device, threads, tensorboard)

@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from mnet_search.search.evaluation import Images
 from mnet_search.search.event_files import FOLDER as EVENTS
 from mnet_search.search.event_files import EventFile
 from mnet_search.search.optimisers import OPTIMISERS
+from mnet_search.search.run import check_name
 from mnet_search.search.speed import SpeedOptions
 from mnet_search.search.teachers import load_teacher
 from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, evaluate, train
@@ -191,13 +191,7 @@ def _finish(
 
 def run_folder(runs_dir: Path, config_path: Path, name: str | None) -> Path:
     """Where a config is trained. Raises MnetError for a name that would lead out of the runs folder."""
-    if name is None:
-        return runs_dir / f"train-{config_path.stem}"
-    if not re.fullmatch(r"[\w][\w .+-]{0,99}", name):
-        raise MnetError(
-            f"--name {name!r}: a name is letters, digits, spaces and . _ + -, 100 at most, first a letter or digit"
-        )
-    return runs_dir / name
+    return runs_dir / (f"train-{config_path.stem}" if name is None else check_name("--name", name))
 
 
 @contextlib.contextmanager

@@ -168,7 +168,7 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
 
     Raises MnetError for bad input (nothing is written then), StorageError, FailureBudgetError.
     """
-    name = check_study_name(options.study or space.name)
+    name = check_name("--study", options.study or space.name)
     executor_class = lookup(EXECUTORS, options.executor, "executor")
     found = survey(space)
     asked = space.file.resources
@@ -261,11 +261,11 @@ def count_trials(space: Space, found: Survey, asked: int | None) -> int:
     return n_trials
 
 
-def check_study_name(name: str) -> str:
-    """The name, which is also a folder below the runs folder. Raises MnetError for one that would lead out of it."""
+def check_name(option: str, name: str) -> str:
+    """The name that `option` gave, of a folder below the runs folder. Raises MnetError for one that would lead out."""
     if not re.fullmatch(r"[\w][\w .+-]{0,99}", name):
         raise MnetError(
-            f"--study {name!r}: a name is letters, digits, spaces and . _ + -, 100 at most, first a letter or digit"
+            f"{option} {name!r}: a name is letters, digits, spaces and . _ + -, 100 at most, first a letter or digit"
         )
     return name
 

@@ -133,6 +133,9 @@ def test_note_says_what_a_front_of_single_runs_cannot_tell():
     assert note.startswith("1 of 2 are single runs: differences below about the binomial error")
     frame["arch_id"] = "000000000001"
     assert pareto_info(snapshot_of(frame), "mult_adds").note == ""
+    frame["param.training.recipe"] = [f"recipe {number}" for number in frame["number"]]
+    note = pareto_info(snapshot_of(frame), "mult_adds").note
+    assert note.startswith("single runs, no repeats"), "one network under other recipes is no repeat"
     perfect = frame_of([(*TRIALS[0][:2], 1.0, *TRIALS[0][3:])])
     note = pareto_info(snapshot_of(perfect, validation_images=100), "params").note
     assert "about 0.99 points" in note, "no error in 100 images is not: no noise"

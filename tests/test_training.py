@@ -167,6 +167,40 @@ def test_a_loss_that_is_no_number_fails_the_trial_with_epoch_step_and_last_finit
         next(train(BreaksInEval(), digits(), OPTIONS, resolution=8, seed=0))
 
 
+@pytest.mark.parametrize(("factor", "ends"), [(9.0, False), (11.0, True)])
+def test_an_epoch_far_worse_than_guessing_ends_the_trial(factor: float, ends: bool) -> None:
+    """A mean loss of `factor` times ln(10) in epoch 2, after one of guessing in epoch 1."""
+    module = Wrong(nats=factor * math.log(10), from_batch=5)  # 4 steps an epoch
+    plain = TrainingOptions(f"{__name__}:STILL", epochs=2, batch_size=50)
+    rows = train(module, digits(), plain, resolution=8, seed=0)
+    assert next(rows).train_loss == pytest.approx(math.log(10), rel=1e-3)
+    if not ends:
+        assert next(rows).train_loss == pytest.approx(factor * math.log(10), rel=1e-3)
+        return
+    with pytest.raises(TrialFailed) as caught:
+        next(rows)
+    assert str(caught.value) == (
+        "training diverged in epoch 2: its mean loss is 25.33, that of guessing 2.3; the last good one, of the epoch "
+        "before, was 2.303; try a lower learning rate"
+    )
+
+
+STILL = Recipe(learning_rate=1e-12, label_smoothing=0.0)
+
+
+class Wrong(Seen):
+    """Even logits; from a batch on also an eleventh class, so likely that the loss of each of the ten is `nats`."""
+
+    def __init__(self, nats: float, from_batch: int):
+        super().__init__()
+        self.rest, self.from_batch = math.log(math.exp(nats) - 10), from_batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        even = super().forward(x) * 0
+        broken = self.training and len(self.batches) >= self.from_batch
+        return torch.cat([even, torch.full((len(x), 1), self.rest)], 1) if broken else even
+
+
 class BreaksInEval(Seen):
     """NaN only on validation images."""
 
