@@ -81,6 +81,22 @@ def layers(network: Arch | Node) -> Iterator[LayerCosts]:
         yield LayerCosts(name, name.partition(".")[0], _kind(node), node.input, node.output, costs(node), weights)
 
 
+def depth(network: Arch | Node) -> int:
+    """How many layers with weights (convolutions, linear) a network has; 0 for one that is described elsewhere."""
+    return kept(network.root if isinstance(network, Arch) else network, "_depth", _depth)
+
+
+def _depth(node: Node) -> int:
+    match node:
+        case Chain(children=children) | Branches(children=children):
+            return sum(depth(child) for _, child in children)
+        case Residual(body=body, shortcut=shortcut):
+            return depth(body) + (depth(shortcut) if shortcut is not None else 0)
+        case Scale(gate=gate):
+            return depth(gate)
+    return int(isinstance(node, Conv | Linear))
+
+
 def shares(rows: Sequence[LayerCosts]) -> dict[str, tuple[float, float]]:
     """Share of the mult-adds and of the weights (biases and batch norms aside) that each of KINDS holds, as in table 2
     of the MobileNetV1 paper. Both add up to 1.

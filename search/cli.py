@@ -55,6 +55,7 @@ ExecutorName = Annotated[
     str, typer.Option("--executor", help="ray (Ray Tune) or local (processes of this machine, without Ray)")
 ]
 MaxFailures = Annotated[int, typer.Option("--max-failures", help="give up after so many failed trials in one run")]
+Scores = Annotated[list[str] | None, typer.Option("--score", help="may be repeated; default: all", metavar="NAME")]
 QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="no progress")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="write event files for TensorBoard as well")]
 StudyArg = Annotated[str, typer.Argument(help="a study; `mnet-search studies` lists them", metavar="STUDY")]
@@ -353,6 +354,15 @@ def report(
     with _open(storage) as store:
         write_report(store, study, output)
     typer.echo(str(output))
+
+
+@app.command()
+def scores(study: StudyArg, names: Scores = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+    """How well scores of untrained networks rank a study's networks, beside their mult-adds alone."""
+    from mnet_search.search import show_scores
+
+    with _open(storage) as store:
+        show_scores.scores(store, study, names or [], as_json=as_json)
 
 
 @app.command()

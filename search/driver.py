@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from typing import Any, Protocol
 from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
 from mnet_search.search.objectives import values_of
+from mnet_search.search.repeats import Repeats
+from mnet_search.search.rungs import Rungs, teach
 from mnet_search.search.samplers import Proposal, Proposer, make_proposer, pick_untried
 from mnet_search.search.teachers import teacher_path
 from mnet_search.search.training import Epoch
@@ -45,6 +48,7 @@ class Progress(Protocol):
     def started(self, record: TrialRecord) -> None: ...
     def epoch(self, record: TrialRecord, epoch: Epoch) -> None: ...
     def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None: ...
+    def stopped(self, record: TrialRecord, reason: str) -> None: ...
     def failed(self, record: TrialRecord, reason: str) -> None: ...
 
 
@@ -71,21 +75,27 @@ class Driver:
         progress: Progress,
         digests: Mapping[Data, str] | None = None,
         teachers: Mapping[str, str] | None = None,
+        warm: StudyWriter | None = None,
     ):
-        """`digests` are those of the images that each setting of the data led to here, `teachers` those of teachers."""
+        """`digests` are those of the images that each setting of the data led to here, `teachers` those of teachers;
+        `warm` is another study of the same space, from which the sampler learns first.
+        """
         self.study, self.space, self.settings, self.progress = study, space, settings, progress
         self._survey, self._template, self._digests = survey, job, digests or {}
         self._teachers = teachers or {}
-        self.n_finished = self.n_new = self.n_failed = 0
+        self.n_finished = self.n_new = self.n_failed = self.n_stopped = 0
         self.exhausted = False
         self.stop_signal: int | None = None
         self.running: dict[int, TrialRecord] = {}
         self._again: deque[TrialRecord] = deque()
         self._known: set[str] = set()
         self._proposals: dict[int, Proposal] = {}
-        self._take_up()
+        self._judged_at: dict[int, tuple[int, ...]] = {}
+        self._repeats = Repeats(space.file.search.repeats, settings.n_trials, study)
+        self._rungs = Rungs(space)
+        self._take_up(warm)
 
-    def _take_up(self) -> None:
+    def _take_up(self, warm: StudyWriter | None) -> None:
         """Read the study: finished trials teach the sampler, trials that a dead driver left RUNNING are run again from
         their checkpoints.
         """
@@ -93,15 +103,21 @@ class Driver:
         self._rng = random.Random(f"{self.settings.seed}:{len(records)}")
         # A resumed run draws on from where it is: the same stream again would only propose what is known already.
         self._proposer: Proposer = make_proposer(self.space, self.settings.seed + 1_000_003 * len(records))
-        frozen = {t._trial_id: t for t in self.study.store.optuna.get_all_trials(self.study.study_id)}
+        if warm is not None:
+            teach(self._proposer, warm, self._rungs, other_study=True)
+        teach(self._proposer, self.study, self._rungs)
+        curves = self.study.curves()
         for record in records:
+            key = self.space.key(record.chosen, record.arch_id)
             if record.state != "failed":  # what failed before may be tried again: its cause may be mended
-                self._known.add(self.space.key(record.chosen, record.arch_id))
+                self._known.add(key)
+                self._repeats.begun(key, record.seed)
             if record.state == "finished":
                 self.n_finished += 1
-                self._proposer.remember(frozen[record.trial_id])
+                self._repeats.finished(key, record)
             elif record.state == "running":
                 self._again.append(record)
+            self._rungs.take_up(record, curves.get(record.trial_id, {}))
         self.progress.begin(self.study.name, self.settings.n_trials, [r for r in records if r.state == "finished"])
 
     # ------------------------------------------------------------ asked by executors
@@ -130,13 +146,28 @@ class Driver:
             return self._run_again(self._again.popleft())
         if self.n_finished + len(self.running) >= self.settings.n_trials or self.exhausted:
             return None
+        repeat = self._repeats.next(self.n_finished)
+        if repeat is not None:
+            return self._begin(self._proposer.ask_for(repeat.chosen), repeat.seed)
         proposal = self._propose()
-        return None if proposal is None else self._begin(proposal)
+        if proposal is not None:
+            stopped = self._rungs.stopped(self.space.key(proposal.chosen))
+            return self._begin(proposal, stopped.seed if stopped else self.settings.seed, stopped)
+        return self._go_on_with_stopped()
 
-    def on_epoch(self, trial_id: int, epoch: Epoch) -> None:
-        """A row of a learning curve has come."""
+    def on_epoch(self, trial_id: int, epoch: Epoch) -> bool:
+        """A row of a learning curve has come. False where the trial ends here; then it is over for the driver."""
+        record = self.running[trial_id]
         self.study.add_epoch(trial_id, epoch.epoch, asdict(epoch))
-        self.progress.epoch(self.running[trial_id], epoch)
+        self.progress.epoch(record, epoch)
+        reason = self._rungs.judge(record, epoch, ends=epoch.epoch in self._judged_at[trial_id])
+        if reason is None:
+            return True
+        self.study.stop(trial_id, reason)
+        self._end(trial_id, None, stopped=True)
+        self.n_stopped += 1
+        self.progress.stopped(record, reason)
+        return False
 
     def on_outcome(self, trial_id: int, outcome: Outcome) -> None:
         """A trial has ended well."""
@@ -158,8 +189,10 @@ class Driver:
             checkpoint_sha256=outcome.checkpoint_sha256,
         )
         if trial_id not in self._proposals:  # taken up from an earlier run: the sampler has not seen it yet
-            self._proposer.remember(self.study.store.optuna.get_trial(trial_id))
+            curve = self._rungs.curve(record.number)
+            self._proposer.remember(self.study.store.optuna.get_trial(trial_id), curve)
         self._end(trial_id, values)
+        self._repeats.finished(self.space.key(record.chosen, record.arch_id), record)
         self.n_finished += 1
         self.n_new += 1
         self.progress.finished(record, {**dict(zip(names, values, strict=True)), **outcome.metrics})
@@ -183,11 +216,11 @@ class Driver:
 
     # ------------------------------------------------------------ own work
 
-    def _end(self, trial_id: int, values: list[float] | None) -> None:
-        del self.running[trial_id]
+    def _end(self, trial_id: int, values: list[float] | None, *, stopped: bool = False) -> None:
+        record = self.running.pop(trial_id)
         proposal = self._proposals.pop(trial_id, None)
         if proposal is not None:
-            self._proposer.tell(proposal, values)
+            self._proposer.tell(proposal, values, self._rungs.curve(record.number), stopped=stopped)
 
     def _propose(self) -> Proposal | None:
         """A proposal for a network that is new under its settings and within the budgets; None (and `exhausted`) where
@@ -205,13 +238,22 @@ class Driver:
         self.exhausted = True
         return None
 
+    def _go_on_with_stopped(self) -> Job | None:
+        """No network is left that was not begun: the best of those that were stopped early goes on to its end, from its
+        checkpoint, as a trial of its own. `exhausted` once there are none.
+        """
+        stopped = self._rungs.best_stopped()
+        self.exhausted = stopped is None
+        return None if stopped is None else self._begin(self._proposer.ask_for(stopped.chosen), stopped.seed, stopped)
+
     def _judge(self, chosen: Params) -> str | None:
         """Why an assignment is not to be trained; None where it is."""
         try:
             arch = self.space.arch(chosen)
         except SpaceError:
             return "impossible"
-        if self.space.key(chosen, arch.id) in self._known:
+        key = self.space.key(chosen, arch.id)
+        if key in self._known and not (self._proposer.takes_up_stopped and self._rungs.stopped(key)):
             return "known"
         return "budget" if self.space.violation(costs(arch)) else None
 
@@ -230,18 +272,23 @@ class Driver:
             return None
         return self._proposer.ask_for(chosen)
 
-    def _begin(self, proposal: Proposal) -> Job:
+    def _begin(self, proposal: Proposal, seed: int, goes_on: TrialRecord | None = None) -> Job:
         arch = self.space.arch(proposal.chosen)
         record = self.study.begin(
             chosen=proposal.chosen,
             distributions=proposal.distributions,
             arch=arch,
             costs=costs(arch),
-            seed=self.settings.seed,
+            seed=seed,
             system_attrs=proposal.system_attrs,
         )
-        self._known.add(self.space.key(proposal.chosen, arch.id))
+        key = self.space.key(proposal.chosen, arch.id)
+        self._known.add(key)
+        self._repeats.begun(key, seed)
         self._proposals[record.trial_id] = proposal
+        if goes_on is not None:
+            self.study.copy_curve(goes_on.trial_id, record.trial_id)
+            self._rungs.go_on(goes_on, record)
         return self._start(record)
 
     def _run_again(self, record: TrialRecord) -> Job | None:
@@ -264,6 +311,11 @@ class Driver:
         content |= {"data_digest": self._digests.get(data, "")}
         training = self.space.training_of(record.chosen)
         content |= {"training": _training(training), "teacher_digest": self._teachers.get(training.teacher or "", "")}
+        content |= {"params": record.chosen, "timeout_s": self.space.file.search.trial_timeout_s}
+        # What was judged before, or was trained to its end with another seed, is not judged again.
+        judged = not self._repeats.is_repeat(key) and not self._rungs.was_stopped(record)
+        self._judged_at[record.trial_id] = self._rungs.of(record, training.epochs) if judged else ()
+        content |= {"rungs": self._judged_at[record.trial_id]}
         return Job.from_dict(content | {"seed": record.seed, "folder": str(folder.resolve())})
 
     def trial_id(self, job: Job) -> int:
@@ -281,6 +333,9 @@ class Driver:
                 raise KeyboardInterrupt
             self.stop_signal = number
 
+        if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+            yield
+            return
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

@@ -107,6 +107,10 @@ class RecordedProgress:
         self._end(record.trial_id)
         self._progress.finished(record, values)
 
+    def stopped(self, record: TrialRecord, reason: str) -> None:
+        self._end(record.trial_id)
+        self._progress.stopped(record, reason)
+
     def failed(self, record: TrialRecord, reason: str) -> None:
         self._end(record.trial_id)
         self._progress.failed(record, reason)

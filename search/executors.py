@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 from mnet_search.models.arch import MnetError
 from mnet_search.search.driver import Driver
+from mnet_search.search.handoff import TrialTimeout
+from mnet_search.search.own_evaluation import OwnTrial
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome, TrialFailed, run_trial
 
@@ -65,6 +67,7 @@ class LocalExecutor:
                         worker = next(w for w in workers if w.pipe is pipe)
                         if not worker.read(driver):
                             workers.remove(worker)
+                            worker.end()
             finally:
                 for worker in workers:  # all of them before any is waited for: a second Ctrl-C may come meanwhile
                     worker.kill()
@@ -91,6 +94,7 @@ class _Worker:
         context = _context()
         self.pipe, theirs = context.Pipe()
         self.trial_id: int | None = None
+        self._rungs: Sequence[int] = ()
         with environment(OMP_NUM_THREADS=str(threads)):
             # No daemon, which may have no children: a streamed folder of pictures is decoded by some.
             self._process = context.Process(target=_serve, args=(theirs,))
@@ -98,7 +102,7 @@ class _Worker:
         theirs.close()
 
     def start(self, job: Job, trial_id: int) -> None:
-        self.trial_id = trial_id
+        self.trial_id, self._rungs = trial_id, job.rungs
         with contextlib.suppress(BrokenPipeError):  # the process died while idle: read() will see it
             self.pipe.send(job.to_dict())
 
@@ -114,14 +118,18 @@ class _Worker:
             driver.on_worker_lost(self.trial_id, f"the worker process {how}")
             return False
         if kind == "epoch":
-            driver.on_epoch(self.trial_id, Epoch(**content))
+            goes_on = driver.on_epoch(self.trial_id, Epoch(**content))
+            if content["epoch"] in self._rungs:  # it waits for the answer
+                with contextlib.suppress(BrokenPipeError):
+                    self.pipe.send(goes_on)
+            self.trial_id = self.trial_id if goes_on else None
             return True
         trial_id, self.trial_id = self.trial_id, None
         if kind == "outcome":
             driver.on_outcome(trial_id, Outcome(**content))
         else:
             driver.on_failure(trial_id, content)
-        return True
+        return kind != "timeout"  # what hangs in that process ends with it
 
     def kill(self) -> None:
         """End the process; its checkpoints are on disk."""
@@ -157,8 +165,11 @@ def _serve(pipe: connection.Connection) -> None:
             job = Job.from_dict(pipe.recv())
         except EOFError:
             return
-        for kind, content in _messages(job):
-            pipe.send((kind, content))
+        with contextlib.closing(_messages(job)) as messages:
+            for kind, content in messages:
+                pipe.send((kind, content))
+                if kind == "epoch" and content["epoch"] in job.rungs and not pipe.recv():
+                    break
 
 
 def _end_with(sentinel: int) -> None:
@@ -167,12 +178,46 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _messages(job: Job) -> Any:
-    try:
-        for event in run_trial(job):
-            yield ("outcome" if isinstance(event, Outcome) else "epoch"), asdict(event)
-    except TrialFailed as error:
-        yield "failure", str(error)
+def _messages(job: Job, function: Callable[[OwnTrial], Any] | None = None) -> Generator[tuple[str, Any], None, None]:
+    """A trial's events and its end: ("epoch" or "outcome", values), or ("failure" or "timeout", reason)."""
+    with contextlib.closing(run_trial(job, function)) as events:
+        try:
+            for event in events:
+                yield ("outcome" if isinstance(event, Outcome) else "epoch"), asdict(event)
+        except TrialFailed as error:
+            yield ("timeout" if isinstance(error, TrialTimeout) else "failure"), str(error)
+
+
+# ---------------------------------------------------------------- this process
+
+
+class InlineExecutor:
+    """One trial after another in this process: for evaluation by a function of the user's own, which may be any
+    callable.
+
+    A function that hangs is left behind in its thread at the trial's timeout; without one it hangs the search.
+    """
+
+    def __init__(self, resources: Resources, function: Callable[[OwnTrial], Any] | None = None):
+        self._function = function
+
+    def run(self, driver: Driver) -> None:
+        """Returns when the driver is done or stopping."""
+        with driver.signals():
+            while not driver.done and not driver.stopping:
+                job = driver.next_job()
+                if job is not None:
+                    self._run(driver, job, driver.trial_id(job))
+
+    def _run(self, driver: Driver, job: Job, trial_id: int) -> None:
+        with contextlib.closing(_messages(job, self._function)) as messages:
+            for kind, content in messages:
+                if kind == "outcome":
+                    driver.on_outcome(trial_id, Outcome(**content))
+                elif kind != "epoch":
+                    driver.on_failure(trial_id, content)
+                elif not driver.on_epoch(trial_id, Epoch(**content)) or driver.stopping:
+                    return
 
 
 # ---------------------------------------------------------------- Ray Tune
@@ -303,4 +348,5 @@ def _count_gpus() -> int:
 EXECUTORS: dict[str, Callable[[Resources], Executor]] = {
     "ray": RayExecutor,
     "local": LocalExecutor,
+    "inline": InlineExecutor,
 }

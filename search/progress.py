@@ -31,6 +31,7 @@ class Quiet:
     def started(self, record: TrialRecord) -> None: ...
     def epoch(self, record: TrialRecord, epoch: Epoch) -> None: ...
     def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None: ...
+    def stopped(self, record: TrialRecord, reason: str) -> None: ...
     def failed(self, record: TrialRecord, reason: str) -> None: ...
 
 
@@ -43,9 +44,10 @@ class TerminalProgress(Quiet):
         self._done: list[tuple[TrialRecord, list[float]]] = []
         self._running: dict[int, tuple[TrialRecord, str]] = {}
         self._failures: list[str] = []
-        self._n_failed = 0
+        self._n_failed = self._n_stopped = 0
         self._started: dict[int, float] = {}
         self._seconds: list[float] = []
+        self._seconds_stopped = 0.0
         self._side_by_side = 1
         self._live = (
             Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
@@ -74,7 +76,10 @@ class TerminalProgress(Quiet):
         self._side_by_side = max(self._side_by_side, len(self._running))
 
     def epoch(self, record: TrialRecord, epoch: Epoch) -> None:
-        self._running[record.trial_id] = (record, f"epoch {epoch.epoch}: {epoch.validation_accuracy:.1%}")
+        self._running[record.trial_id] = (
+            record,
+            f"epoch {epoch.epoch}: {show_value('accuracy', epoch.validation_accuracy)}",
+        )
 
     def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None:
         self._running.pop(record.trial_id, None)
@@ -88,6 +93,13 @@ class TerminalProgress(Quiet):
                 soft_wrap=True,
             )
 
+    def stopped(self, record: TrialRecord, reason: str) -> None:
+        self._running.pop(record.trial_id, None)
+        self._n_stopped += 1
+        self._seconds_stopped += time.monotonic() - self._started[record.trial_id]
+        if self._live is None:
+            self._console.print(f"trial {record.number} stopped early: {reason}", highlight=False, soft_wrap=True)
+
     def failed(self, record: TrialRecord, reason: str) -> None:
         self._running.pop(record.trial_id, None)
         self._n_failed += 1
@@ -100,13 +112,15 @@ class TerminalProgress(Quiet):
         left = self._n_asked - len(self._done)
         if not self._seconds or left <= 0:
             return ""
-        return f", about {show_seconds(statistics.median(self._seconds) * left / self._side_by_side)} left"
+        each = statistics.median(self._seconds) + self._seconds_stopped / len(self._seconds)
+        return f", about {show_seconds(each * left / self._side_by_side)} left"
 
     def render(self) -> Group:
         """The live panel."""
         head = Text.assemble(
             (self._study, "bold"),
             f"  {len(self._done)}/{self._n_asked} finished",
+            f", {self._n_stopped} stopped early" if self._n_stopped else "",
             f", {self._n_failed} failed" if self._n_failed else "",
             self._eta(),
         )

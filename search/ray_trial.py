@@ -5,7 +5,7 @@ Imported only when Ray runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from mnet_search.search.driver import Driver
+from mnet_search.search.handoff import TrialTimeout
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome, TrialFailed, run_trial
 
@@ -23,13 +24,19 @@ class RayTrial(tune.Trainable):
     The content of a result is JSON, since Tune flattens mappings on their way.
     """
 
-    _events: Iterator[Epoch | Outcome]
+    _events: Generator[Epoch | Outcome, None, None]
+    _hangs = False
 
     def setup(self, config: dict[str, Any]) -> None:
         self._events = run_trial(Job.from_dict(config["job"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The actor goes on with another trial: no new process, no new import of torch."""
+        """The actor goes on with another trial: no new process, no new import of torch. Not after one that took too
+        long, which may still be at work in it.
+        """
+        if self._hangs:
+            return False
+        self._events.close()  # one that was stopped early holds its folder until then
         self.setup(new_config)
         return True
 
@@ -37,6 +44,7 @@ class RayTrial(tune.Trainable):
         try:
             event = next(self._events)
         except TrialFailed as error:
+            self._hangs = isinstance(error, TrialTimeout)
             return {"kind": "failure", "content": str(error), "done": True}
         if isinstance(event, Outcome):
             return {"kind": "outcome", "content": json.dumps(asdict(event)), "done": True}
@@ -83,27 +91,30 @@ class StudySearcher(Searcher):
         return {"job": job.to_dict()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._hand_over(trial_id, result)
+        """Nothing: the stopper, which Tune asks first, has handed it over."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error and trial_id in self._trial_ids:
             key = self._trial_ids.pop(trial_id)
             self._guard(lambda: self._driver.on_worker_lost(key, "the Ray worker died"))
         elif result is not None:
-            self._hand_over(trial_id, result)
+            self.hand_over(trial_id, result)
             self._trial_ids.pop(trial_id, None)
 
-    def _hand_over(self, trial_id: str, result: dict[str, Any]) -> None:
+    def hand_over(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Give the driver what a trial has sent. False where the trial ends here."""
         key, content = self._trial_ids.get(trial_id), str(result.get("content"))
         if key is None or key not in self._driver.running:
-            return
+            return True
         match result.get("kind"):
             case "epoch":
                 self._guard(lambda: self._driver.on_epoch(key, Epoch(**json.loads(content))))
+                return key in self._driver.running
             case "outcome":
                 self._guard(lambda: self._driver.on_outcome(key, Outcome(**json.loads(content))))
             case "failure":
                 self._guard(lambda: self._driver.on_failure(key, content))
+        return True
 
     def _guard(self, act: Any) -> None:
         try:
@@ -119,7 +130,7 @@ class StudySearcher(Searcher):
 
 
 class StudyStopper(tune.Stopper):
-    """Ends Tune when the user asked to stop, or the searcher met an error."""
+    """Ends a trial where the driver says so; ends Tune when the user asked to stop, or the searcher met an error."""
 
     def __init__(self, driver: Driver, searcher: StudySearcher):
         self._driver, self._searcher = driver, searcher
@@ -128,7 +139,7 @@ class StudyStopper(tune.Stopper):
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return not self._searcher.hand_over(trial_id, result)
 
     def stop_all(self) -> bool:
         return self._driver.stopping or self._searcher.error is not None

@@ -6,8 +6,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,27 @@ from mnet_search.search import provenance
 from mnet_search.search.data import DATASETS, Data, DataOptions, describe, read
 from mnet_search.search.data_cache import pinned, share
 from mnet_search.search.driver import Driver, Progress, Settings, absolute
-from mnet_search.search.executors import EXECUTORS, decide_resources
+from mnet_search.search.executors import EXECUTORS, InlineExecutor, decide_resources
 from mnet_search.search.objectives import OBJECTIVES
 from mnet_search.search.optimisers import OPTIMISERS
+from mnet_search.search.own_evaluation import OwnTrial, find_function
 from mnet_search.search.recipes import RECIPES, SCHEDULES, TrainingOptions
 from mnet_search.search.samplers import SAMPLERS
+from mnet_search.search.schedulers import SCHEDULERS
 from mnet_search.search.speed import SpeedOptions
 from mnet_search.search.teachers import load_teacher
 from mnet_search.search.trial import Job
+from mnet_search.search.zero_cost import SCORES
 from mnet_search.spaces import schema
 from mnet_search.spaces.identity import difference
+from mnet_search.spaces.schema import COST_NAMES
 from mnet_search.spaces.space import Params, Space, SpaceError, load_space, make_space
 from mnet_search.spaces.survey import Survey, corners, survey
 from mnet_search.spaces.yamlfile import Source, parse_value
 from mnet_search.studies.database import database_path
 from mnet_search.studies.export import data_facts
 from mnet_search.studies.store import Store
-from mnet_search.studies.writer import open_study
+from mnet_search.studies.writer import StudyWriter, open_study
 
 DEFAULT_TRIALS = 30
 DATA_CACHE = ".data"  # in the runs folder
@@ -45,9 +50,8 @@ KNOWN: Mapping[str, Collection[str]] = {
     "training.optimiser": OPTIMISERS,
     "training.schedule": SCHEDULES,
     "search.sampler": SAMPLERS,
-    "search.scheduler": (
-        "none",
-    ),  # early stopping is not part of this version: every trial is trained to its last epoch
+    "search.scheduler": SCHEDULERS,
+    "search.scores": SCORES,
 }
 
 
@@ -73,6 +77,7 @@ class RunResult:
     n_asked: int
     n_new: int
     n_failed: int
+    n_stopped: int
     exhausted: bool
     stop_signal: int | None
 
@@ -123,7 +128,11 @@ def _training_error(space: Space, params: Params, text: str) -> SpaceError:
 
 
 def fit_to_data(space: Space) -> Space:
-    """The same space with classes and input channels taken from its data, from each setting of it where they vary."""
+    """The same space with classes and input channels taken from its data, from each setting of it where they vary;
+    where a function of one's own evaluates, they are the family's, or parameters.
+    """
+    if space.file.evaluate is not None:
+        return space
     settings = space.data_settings
     for setting in settings:
         facts = describe(data_options(setting))
@@ -163,26 +172,35 @@ def recipes_of(space: Space) -> dict[str, dict[str, Any]]:
     return {name: asdict(lookup(RECIPES, name, "recipe")) for name in sorted(names)}
 
 
-def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResult:
-    """Search until the asked number of trials is finished, the space is exhausted, or the user stops.
+def run_search(
+    space: Space, options: RunOptions, progress: Progress, function: Callable[[OwnTrial], Any] | None = None
+) -> RunResult:
+    """Search until the asked number of trials is finished, the space is exhausted, or the user stops. A `function` is
+    called in this process in place of training, whatever executor is asked for.
 
     Raises MnetError for bad input (nothing is written then), StorageError, FailureBudgetError.
     """
     name = check_name("--study", options.study or space.name)
-    executor_class = lookup(EXECUTORS, options.executor, "executor")
+    executor = lookup(EXECUTORS, options.executor, "executor")
+    if function is not None:
+        executor = partial(InlineExecutor, function=function)
+    elif space.file.evaluate:
+        find_function(space.file.evaluate)
     found = survey(space)
     asked = space.file.resources
     resources = decide_resources(asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
     n_trials = count_trials(space, found, options.n_trials)
     seed = space.file.search.seed if options.seed is None else options.seed
     check_runs_dir(options.runs_dir)
-    teachers = check_teachers(space)
+    trained = space.file.evaluate is None and function is None
+    teachers = check_teachers(space) if trained else {}
     cache = (options.runs_dir / DATA_CACHE).resolve()
-    data = read_all(space, _earlier(options.storage, name))
+    data = read_all(space, _earlier(options.storage, name)) if trained else {}
     facts = provenance.collect(["mnet-search", *sys.argv[1:]])
     facts |= _data_facts(data) | {"teachers": teachers, "recipes": recipes_of(space)}
     facts |= {"executor": options.executor, "resources": asdict(resources)}
     with Store(options.storage, create=True) as store:
+        warm = warm_study(store, space, name)
         study = open_study(store, space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
         with study.lock():
             check_same_sources(name, store.provenance(name), facts)
@@ -192,12 +210,37 @@ def run_search(space: Space, options: RunOptions, progress: Progress) -> RunResu
             while data:  # trial processes map them; the driver needs none
                 share(data.popitem()[1], cache)
             template = _job_template(space, resources.cpus_per_trial, cache)
-            driver = Driver(study, space, found, settings, template, progress, digests, teachers)
+            driver = Driver(study, space, found, settings, template, progress, digests, teachers, warm)
             if not driver.done:
-                executor_class(resources).run(driver)
+                executor(resources).run(driver)
     return RunResult(
-        name, driver.n_finished, n_trials, driver.n_new, driver.n_failed, driver.exhausted, driver.stop_signal
+        name,
+        driver.n_finished,
+        n_trials,
+        driver.n_new,
+        driver.n_failed,
+        driver.n_stopped,
+        driver.exhausted,
+        driver.stop_signal,
     )
+
+
+def warm_study(store: Store, space: Space, study: str) -> StudyWriter | None:
+    """The study whose trials teach the sampler of `study` beforehand; None where none is asked for.
+
+    Raises StorageError where there is no such study, MnetError with the differences where it is of another space.
+    """
+    name = space.file.search.warm_start
+    if name is None:
+        return None
+    row = store.row(name)
+    changes = difference(row["identity"], space.identity)
+    if changes or name == study:
+        why = f"is of another space ({'; '.join(changes)})" if changes else "is this study itself"
+        raise MnetError(
+            f"search.warm_start: study {name!r} {why}; name another study of the same space, or leave it out"
+        )
+    return StudyWriter(store, int(row["study_id"]), name)
 
 
 def _earlier(storage: str, study: str) -> Mapping[str, Any]:
@@ -215,7 +258,7 @@ def check_same_sources(study: str, earlier: Mapping[str, Any], now: Mapping[str,
     again = "or start a new study with --study NAME"
     for row in now.get("data", [now]):
         setting = schema.Data(**row["settings"]) if "settings" in row else schema.Data()
-        old, new = data_facts(earlier, setting).get("data_digest"), row["data_digest"]
+        old, new = data_facts(earlier, setting).get("data_digest"), row.get("data_digest")
         if old and old != new:
             raise MnetError(
                 f"study {study!r} was begun on other images (their digest was {old[:12]}, it is {new[:12]} now); put "
@@ -248,6 +291,8 @@ def _data_facts(data: Mapping[schema.Data, Data]) -> dict[str, Any]:
     ]
     settings = (setting.model_dump(exclude_none=True) for setting in data)
     varied = [{"settings": setting, **facts} for setting, facts in zip(settings, each, strict=True)]
+    if not each:  # nothing is trained
+        return {}
     return each[0] | ({"data": varied} if len(varied) > 1 else {})
 
 
@@ -298,4 +343,6 @@ def _job_template(space: Space, threads: int, cache: Path) -> Job:
         data_cache=str(cache),
         threads=threads,
         speed=SpeedOptions(resources.memory_format, resources.precision, resources.compile),
+        evaluate=space.file.evaluate or "",
+        measured=[name for name in space.file.objectives if name not in COST_NAMES],
     )

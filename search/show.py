@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.families import FAMILIES, check_option_names, create
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mnet_search.search.run import RunOptions, RunResult
+    from mnet_search.studies.confidence import Confidence
     from mnet_search.studies.store import Store
 
 DEFAULT_STORAGE = "sqlite:///mnet-search.db"
@@ -29,13 +32,12 @@ DEFAULT_STORAGE = "sqlite:///mnet-search.db"
 def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: bool) -> None:
     """The front, and what to type next."""
     from mnet_search.studies.frame import load
-    from mnet_search.studies.pareto import front
 
     frame = load(store, result.study)
     objectives = store.objectives(result.study)
-    members = front(frame, objectives)
+    found = _Front(store, result.study, frame, objectives)
     if as_json:
-        print_json(asdict(result) | {"front": _records(members)})
+        print_json(asdict(result) | {"front": _records(found.members), "noise": found.noise()})
         return
     state = (
         f"stopped at {result.n_finished} of {result.n_asked}"
@@ -43,13 +45,10 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
         else f"{result.n_finished} of {result.n_asked} finished"
     )
     notes = [f"{result.n_new} in this run"] + [f"{result.n_failed} failed"] * (result.n_failed > 0)
+    notes += _stopped(frame)
     if result.exhausted and result.n_finished < result.n_asked:
         notes.append("every network of the space within the budgets is known")
-    _print_front(
-        members,
-        objectives,
-        f"Study {result.study}: {state} ({', '.join(notes)}). Front: {len(members)} networks, one run each",
-    )
+    _print_front(found.members, objectives, f"Study {result.study}: {state} ({', '.join(notes)}). {found.title()}")
     where = "" if options.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(options.storage)}"
     name = shlex.quote(result.study)
     if result.stop_signal:
@@ -107,15 +106,15 @@ def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
     """Progress, front (or every trial) and failures of a study."""
     from mnet_search.search.show_printed import beside_printed, print_beside
     from mnet_search.studies.frame import load
-    from mnet_search.studies.pareto import front
 
     frame, summary = load(store, name), store.summary(name)
-    members = front(frame, summary.objectives)
+    found = _Front(store, name, frame, summary.objectives)
     printed = beside_printed(store, name, frame)
     if as_json:
         content = {
             "study": asdict(summary),
-            "front": _records(members),
+            "front": _records(found.members),
+            "noise": found.noise(),
             "trials": _records(frame),
             "provenance": store.provenance(name),
             "printed": printed,
@@ -123,10 +122,11 @@ def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
         print_json(content)
         return
     title = f"Study {name} (space {summary.space}): {summary.n_finished} of {summary.n_total_asked} finished"
+    title = ", ".join([title, *_stopped(frame)])
     if everything:
         _print_front(frame, summary.objectives, f"{title}. Every trial", state=True)
     else:
-        _print_front(members, summary.objectives, f"{title}. Front: {len(members)} networks, one run each")
+        _print_front(found.members, summary.objectives, f"{title}. {found.title()}")
     if printed:
         print_beside(printed)
     failed = frame[frame["state"] == "failed"]
@@ -137,22 +137,27 @@ def study(store: Store, name: str, *, everything: bool, as_json: bool) -> None:
 
 
 def best(store: Store, name: str, limits: Mapping[str, float], *, test: bool, as_json: bool) -> None:
-    """The best network within budgets; with `test`, measured on the test images."""
+    """The best network within budgets, by the mean over its runs; with `test`, its first run on the test images."""
     from mnet_search.search.show_train import print_tested, tested
     from mnet_search.studies.export import select
     from mnet_search.studies.frame import load
 
-    objectives = store.objectives(name)
-    row = select(load(store, name), objectives, "best", limits)
-    on_test = tested(store, name, row.iloc[0]) if test else {}
+    frame, objectives = load(store, name), store.objectives(name)
+    first = select(frame, objectives, "best", limits).iloc[0]
+    on_test = tested(store, name, first) if test else {}
+    found = _Front(store, name, frame, objectives)
+    row = found.network(int(first["number"]))
     if as_json:
         print_json(_records(row)[0] | on_test)
         return
     within = f" within {', '.join(f'{k} {si(v)}' for k, v in limits.items())}" if limits else ""
-    _print_front(row, objectives, f"Best {next(iter(objectives))} of study {name}{within}, a single run")
+    n_runs = int(row["n"].iloc[0])
+    what = "a single run" if n_runs == 1 else f"the mean of {n_runs} runs"
+    title = ", ".join([f"Best {next(iter(objectives))} of study {name}{within}", *_stopped(frame), what])
+    _print_front(row, objectives, found.with_noise(title, row))
     if test:
         print_tested(on_test)
-    echo(f"\nNext:  mnet-search export {shlex.quote(name)} --trial {row.iloc[0]['number']}")
+    echo(f"\nNext:  mnet-search export {shlex.quote(name)} --trial {first['number']}")
 
 
 def exported(
@@ -233,14 +238,76 @@ def parse_limits(items: list[str]) -> dict[str, float]:
 # ---------------------------------------------------------------- printing
 
 
+class _Front:
+    """The front of a study with its confidence, and what the commands say of its noise."""
+
+    def __init__(self, store: Store, name: str, frame: pd.DataFrame, objectives: Mapping[str, str]):
+        from mnet_search.dashboards.snapshot import validation_images
+        from mnet_search.studies.confidence import front_confidence
+        from mnet_search.studies.pareto import front
+
+        self.images = validation_images(store.provenance(name))
+        self.result: Confidence = front_confidence(frame, objectives, self.images)
+        known = self.result.networks.set_index("number")["probability"]
+        members = front(frame, objectives)
+        self.members = members.assign(probability=members["number"].map(known).astype(float))
+
+    def network(self, number: int) -> pd.DataFrame:
+        """The one network whose first trial this is."""
+        rows = self.result.networks
+        return rows[rows["number"] == number].drop(columns="on_front")
+
+    def noise(self) -> dict[str, Any]:
+        """For programs: where the probabilities come from."""
+        result = self.result
+        return {"source": result.noise_source, "sd": dict(result.sd), "n_repeated": result.n_repeated}
+
+    def title(self) -> str:
+        count = f"Front: {len(self.members)} network{'s' * (len(self.members) != 1)}"
+        if len(self.members) and (self.members["n"] == 1).all():
+            return self.with_noise(f"{count}, single runs, so places are uncertain", self.members)
+        return self.with_noise(count, self.members)
+
+    def with_noise(self, text: str, rows: pd.DataFrame) -> str:
+        """The text, how large the noise of the rows' figures is, and what helps where all are single runs."""
+        from mnet_search.studies.confidence import sampling_error
+
+        result, name = self.result, self.result.principal
+        if rows.empty or name is None:
+            return text
+        single = bool((rows["n"] == 1).all())
+        if result.noise_source == "repeats":
+            networks = f"{result.n_repeated} repeated network{'s' * (result.n_repeated != 1)}"
+            text += f"; noise between runs: sd {_points(name, result.sd[name])} from {networks}"
+        elif name == "accuracy" and self.images:
+            error = sampling_error(float(rows[name].max()), self.images)
+            text += f"{': ' if single else '; '}sampling error of accuracy about +-{_points(name, error)}"
+        return text + "; repeat with search.repeats: adaptive" * single
+
+
+def _points(name: str, amount: float) -> str:
+    from mnet_search.search.progress import show_value
+
+    return f"{100 * amount:.2g} points" if name == "accuracy" else show_value(name, amount)
+
+
+def _stopped(frame: pd.DataFrame) -> list[str]:
+    """For a title, where there are any."""
+    count = int((frame["state"] == "stopped").sum())
+    return [f"{count} stopped early"] * (count > 0)
+
+
 def _print_front(frame: pd.DataFrame, objectives: Mapping[str, str], title: str, *, state: bool = False) -> None:
+    """A table of trials; of networks, which have a column `n`, with their runs and the probability of the front."""
     from mnet_search.search.progress import show_params, show_value
 
     first, direction = next(iter(objectives.items()))
     ordered = frame.sort_values(first, ascending=direction == "minimize")
     names = list(dict.fromkeys([*objectives, "params", "mult_adds"]))
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ["trial", *["state"] * state, *names]:
+    spreads = [f"{name}_sd" for name in dict.fromkeys(["accuracy", *objectives]) if f"{name}_sd" in frame.columns]
+    networks = ["runs", "sd", "P(front)"] if "n" in frame.columns else []
+    table = Table(box=None, pad_edge=False)
+    for name in ["trial", *["state"] * state, *names, *networks]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters")
     for _, row in ordered.iterrows():
@@ -248,7 +315,13 @@ def _print_front(frame: pd.DataFrame, objectives: Mapping[str, str], title: str,
             str(k).removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.") and v is not None
         }
         cells = [show_value(name, row[name]) for name in names]
+        if networks:
+            sd = row[spreads[0]] if spreads else float("nan")
+            shown = "-" if sd != sd else f"{sd:.2%}" if spreads[0] == "accuracy_sd" else show_value(spreads[0][:-3], sd)
+            cells += [str(row["n"]), shown, f"{row['probability']:.2f}"]
         table.add_row(str(row["number"]), *[row["state"]] * state, *cells, show_params(chosen))
+    # As a line of its own, which no narrow table breaks.
+    Console(highlight=False).print(Text(title, style="bold"), soft_wrap=True)
     print_table(table)
 
 

@@ -14,8 +14,9 @@ import os
 import platform
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from mnet_search.models.families import create
 from mnet_search.models.latency import PROTOCOLS, Latency, measure
 from mnet_search.search.data import Data, DataOptions, load
 from mnet_search.search.data_cache import shared
+from mnet_search.search.handoff import in_thread
+from mnet_search.search.own_evaluation import OwnTrial, find_function, measured
 from mnet_search.search.provenance import processor
 from mnet_search.search.speed import Speed, SpeedOptions, choose_speed
 from mnet_search.search.teachers import Teacher, load_teacher
@@ -46,9 +49,11 @@ FOLDER_LOCK_TIMEOUT_S = 60.0  # a worker may outlive its killed driver by some s
 class Job:
     """All that a worker needs to run a trial; goes through JSON. `options` are the family's, resolved.
 
-    `folder` is the trial's own, keyed by arch id and seed; `device` is torch's name or "auto": cuda where there is any.
-    `data_cache` is where this machine's processes share the images whose digest is `data_digest`; without it, each
-    reads its own.
+    `folder` is the trial's own, keyed by arch id and seed; `device` is torch's name or "auto": cuda where there is
+    any. `data_cache` is where this machine's processes share the images whose digest is `data_digest`; without it,
+    each reads its own. After each epoch of `rungs` whoever runs the trial asks whether it goes on. `evaluate` is a
+    function of the user's own in place of training, which is told `params`, the space's parameters, and returns what
+    `measured` names.
     """
 
     number: int
@@ -66,6 +71,11 @@ class Job:
     threads: int = 1
     speed: SpeedOptions = field(default_factory=SpeedOptions)
     latency_repeats: int = 50
+    rungs: Sequence[int] = ()
+    timeout_s: float | None = None
+    evaluate: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    measured: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,13 +96,42 @@ class Outcome:
     checkpoint_sha256: str
 
 
-def run_trial(job: Job) -> Iterator[Epoch | Outcome]:
+def run_trial(job: Job, function: Callable[[OwnTrial], Any] | None = None) -> Generator[Epoch | Outcome, None, None]:
     """Train the job's network, yielding each epoch, then exactly one Outcome.
 
     `accuracy` is the validation accuracy after the last epoch: the best over the epochs would be picked for its noise,
-    and so be too high. Raises TrialFailed, one sentence with the real cause, for everything that a trial can die of;
-    KeyboardInterrupt passes.
+    and so be too high. A `function` of the user's own, or the one that the job names, is called in place of training.
+    Raises TrialFailed, one sentence with the real cause, for everything that a trial can die of (TrialTimeout where it
+    took too long); KeyboardInterrupt passes.
     """
+    if function is not None or job.evaluate:
+        yield from in_thread(partial(_evaluate, job, function), job.timeout_s)
+    elif job.timeout_s is not None:
+        yield from in_thread(partial(_emit_all, job), job.timeout_s)
+    else:
+        yield from _train(job)
+
+
+def _emit_all(job: Job, emit: Callable[[Epoch | Outcome], None]) -> None:
+    with contextlib.closing(_train(job)) as events:
+        for event in events:
+            emit(event)
+
+
+def _evaluate(job: Job, function: Callable[[OwnTrial], Any] | None, emit: Callable[[Epoch | Outcome], None]) -> None:
+    try:
+        function = function or find_function(job.evaluate)
+        trial = OwnTrial(_same_arch(job), dict(job.params), job.seed, job.number, emit)
+        figures = measured(function(trial), tuple(job.measured))
+    except MnetError as error:
+        raise TrialFailed(str(error)) from error
+    except Exception as error:  # whatever it is, the trial fails with it and the search goes on
+        raise TrialFailed(f"evaluate raised {type(error).__name__}: {_first_line(error)}") from error
+    emit(Outcome(figures, environment(torch.device("cpu"), job.threads), "", ""))
+
+
+def _train(job: Job) -> Generator[Epoch | Outcome, None, None]:
+    """Training and latency, with every error named and torch's threads as they were afterwards."""
     threads_before = torch.get_num_threads()
     try:
         torch.set_num_threads(job.threads)

@@ -17,7 +17,7 @@ from mnet_search.spaces.yamlfile import Source
 def check_families(file: SpaceFile, families: Sequence[str], source: Source) -> None:
     """Raises SpaceError for a family, named block, parameter or condition that cannot be."""
     for name in ("classes", "in_channels"):
-        if name in file.parameters:
+        if name in file.parameters and file.evaluate is None:
             raise source.error(("parameters", name), "is decided by the data, not searched; remove it")
     for variant, options in file.blocks.items():
         _check_variant(variant, options, source)

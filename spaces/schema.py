@@ -194,12 +194,24 @@ class Training(Strict):
 class SearchOptions(Strict):
     """How networks are chosen."""
 
-    sampler: str = "tpe"
-    scheduler: str = "none"
+    sampler: str = "pareto"
+    scheduler: str | None = Field(
+        default=None, description="which trials are stopped early; default: moasha, and none for the sampler grid"
+    )
+    eta: float = Field(default=3.0, gt=1, le=100, description="at a rung one of so many trials goes on")
+    first_rung: int | None = Field(
+        default=None, ge=1, description="epochs before a trial is judged; default: so that there are two rungs"
+    )
     n_trials: int | None = Field(
         default=None, ge=1, description="finished trials in total; default: 30, or the whole grid"
     )
     seed: int = Field(default=0, ge=0, lt=2**31)
+    repeats: Annotated[int, Field(ge=1, le=100)] | Literal["adaptive"] = Field(
+        default=1, description="runs of each network, with other seeds; adaptive: of those that may be on the front"
+    )
+    warm_start: str | None = Field(default=None, description="a study of the same space whose trials teach the sampler")
+    scores: list[str] = Field(default=[], description="zero-cost scores that the pareto sampler learns from")
+    trial_timeout_s: float | None = Field(default=None, gt=0, description="seconds after which a trial has failed")
 
 
 class Resources(Strict):
@@ -253,6 +265,11 @@ class SpaceFile(Strict):
             WithJsonSchema({"description": "a list, a single value, {values, when} or {min, max, step|log, when}"}),
         ],
     ] = Field(description="options of the family and the values to search; stages.N.OPTION reaches one stage")
+    evaluate: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="package.module:function that evaluates a network in place of training; nothing of `data` is read",
+    )
     objectives: dict[str, Literal["maximize", "minimize"]] = {
         "accuracy": "maximize",
         "latency_ms": "minimize",
@@ -284,6 +301,13 @@ class SpaceFile(Strict):
                 raise ValueError(f"blocks.{name}: needs `block`, the block that it is a form of; it has: {has}")
         if not self.objectives:
             raise ValueError("objectives: at least one is needed, for example accuracy: maximize")
+        for name, direction in self.objectives.items():
+            bound = self.constraints.get(name)  # type: ignore[call-overload]  # a name that is no cost has none
+            if direction == "maximize" and bound is not None and bound.max is not None:
+                raise ValueError(
+                    f"objectives.{name}: it is to be maximized, and constraints.{name} bounds it by {bound.max:g}; "
+                    "minimize it, or remove one of the two"
+                )
         return self
 
 

@@ -16,7 +16,8 @@ from mnet_search.models.tables import lookup
 from mnet_search.spaces.schema import Data, SpaceFile, Strict, Training
 from mnet_search.spaces.settings import TrialSettings
 from mnet_search.spaces.yamlfile import dump, read, validate
-from mnet_search.studies.pareto import front
+from mnet_search.studies.frame import METRICS, load
+from mnet_search.studies.pareto import front, networks
 from mnet_search.studies.store import Store
 
 CONFIG_VERSION = 1
@@ -73,7 +74,9 @@ def select(
     """The rows that `which` names: "front", "best" (of the first objective within `limits`, ties to fewer mult-adds) or
     a trial's number.
 
-    Raises MnetError where there is none, or the trial did not finish.
+    Networks that were trained several times are compared, and held to the limits, by their means. The row of such a
+    network is its first trial as it was recorded, with its own seed, figures and checkpoint: what can be exported is
+    one run. Raises MnetError where there is none, or the trial did not finish.
     """
     if which not in ("front", "best"):
         return _one_trial(frame, int(which))
@@ -81,21 +84,26 @@ def select(
     if finished.empty:
         raise MnetError("no trial of this study has finished yet; let the search run on")
     if which == "front":
-        return front(finished, objectives)
-    within = finished
-    for name, limit in (limits or {}).items():
+        members = front(finished, objectives)["number"].tolist()
+        rows = finished[finished["number"].isin(members)]
+        return rows.sort_values("number", key=lambda numbers: numbers.map(members.index))
+    limits = limits or {}
+    for name in limits:
         if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
             raise MnetError(
                 f"--max {name}: not a figure of a trial; "
                 "use params, mult_adds, activations, latency_ms or another objective"
             )
+    averaged = {**objectives, **{name: "minimize" for name in limits if name in METRICS}}
+    known = within = networks(finished, averaged)
+    for name, limit in limits.items():
         within = within[within[name] <= limit]
         if within.empty:
-            least = finished[name].min()
+            least = known[name].min()
             raise MnetError(f"no finished trial has {name} within {limit:g}; the least is {least:g}")
     first, direction = next(iter(objectives.items()))
     ordered = within.sort_values([first, "mult_adds", "number"], ascending=[direction == "minimize", True, True])
-    return ordered.head(1)
+    return finished[finished["number"] == ordered["number"].iloc[0]]
 
 
 def config_of(store: Store, study: str, row: pd.Series) -> dict[str, Any]:
@@ -115,12 +123,22 @@ def config_of(store: Store, study: str, row: pd.Series) -> dict[str, Any]:
         "seed": int(row["seed"]),
         "measured": {
             **measured,
-            "runs": 1,
+            **_runs(load(store, study), int(row["number"])),
             "validation_images": data_facts(provenance, data).get("validation_images"),
             **{name: int(row[name]) for name in ("params", "mult_adds", "activations")},
         },
         "provenance": {"study": study, "trial": int(row["number"]), "space_hash": stored["space_hash"], **provenance},
     }
+
+
+def _runs(frame: pd.DataFrame, number: int) -> dict[str, Any]:
+    """How many runs the network of this trial has, and where more than one, the mean and sd of their accuracies."""
+    rows = networks(frame, {"accuracy": "maximize"})
+    row = rows[[number in numbers for numbers in rows["numbers"]]].iloc[0]
+    if row["n"] == 1:
+        return {"runs": 1}
+    figures = {"accuracy_mean": float(row["accuracy"]), "accuracy_sd": float(row["accuracy_sd"])}
+    return {"runs": int(row["n"]), **{name: value for name, value in figures.items() if not math.isnan(value)}}
 
 
 def data_facts(provenance: Mapping[str, Any], data: Data) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
-"""Dominance and hypervolume: the only copy in the project.
+"""Dominance and hypervolume: the only copy in the project; and the networks that a study's front is made of.
 
-Every function takes `values` (N, M), one row a trial and one column an objective, and `directions` (M,), each
-"maximize" or "minimize". Nothing here knows what an objective means. A row with a NaN in it is no result: it is never
-on the front, dominates nothing and adds no volume.
+Every function of numbers takes `values` (N, M), one row a trial and one column an objective, and `directions` (M,),
+each "maximize" or "minimize", and does not know what an objective means. A row with a NaN in it is no result: it is
+never on the front, dominates nothing and adds no volume.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK_ROWS = 256  # rows compared at once: bounds the memory at (front, BLOCK_ROWS, M) booleans
 MARGIN = 0.1  # of the observed range, by which the reference point lies beyond the worst value
+EXACT = ("params", "mult_adds", "activations")  # objectives that are counted: the same in every run of a network
+SETTINGS = ("param.training.", "param.data.")  # columns by which one network under two recipes is two candidates
+QUARTILES = ("latency_q1_ms", "latency_q3_ms")  # averaged along with latency_ms
 
 
 def non_dominated(values: Any, directions: Sequence[str]) -> Array:
@@ -38,6 +41,13 @@ def non_dominated(values: Any, directions: Sequence[str]) -> Array:
         return mask
     distinct, inverse = np.unique(costs[real], axis=0, return_inverse=True)
     mask[real] = _front_of_sorted(distinct)[inverse.reshape(-1)]
+    return mask
+
+
+def dominated_by(values: Any, others: Any, directions: Sequence[str]) -> Array:
+    """Which rows (N, M) any row of `others` (K, M) dominates -> boolean mask (N,). A NaN neither wins nor loses."""
+    rows, rivals = _as_costs(values, directions), _as_costs(others, directions)
+    mask: Array = np.any(_no_better(rows, rivals) & ~_no_better(rivals, rows).T, axis=1)
     return mask
 
 
@@ -78,22 +88,57 @@ def reference_point(values: Any, directions: Sequence[str]) -> Array:
     return point
 
 
-def front(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """The finished rows of a study's frame that no other finished row dominates, by the columns named in `objectives`.
+def network_of(finished: pd.DataFrame) -> pd.Series:
+    """For each row, the lowest trial number of its network: rows of the same arch_id and the same parameters of
+    training and data are runs of one network. A frame without arch_id has a network a row.
+    """
+    if "arch_id" not in finished.columns or finished.empty:
+        return finished["number"]
+    alike = ["arch_id", *(name for name in finished.columns if str(name).startswith(SETTINGS))]
+    return finished.groupby(alike, dropna=False, sort=False)["number"].transform("min")
 
-    Sorted by the last objective, best first (the cheapest network leads where the last objective is a cost); ties by
-    the objective before it and so on to the first, then by trial number. Equal rows all stay.
+
+def networks(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
+    """One row a network, by `network_of`, of the finished rows of a study's frame, in order of trial number.
+
+    The row is that of the network's first trial, with each measured objective (and with latency_ms its quartiles) as
+    the mean over its runs, and further columns: `n` runs, `numbers` of the trials, `NAME_sd` the sample standard
+    deviation of each measured objective (NaN for one run). Runs that lack a measurement do not count in its mean.
     ParetoError where an objective is no column of the frame.
     """
     missing = [name for name in objectives if name not in frame.columns]
     if missing:
         known = ", ".join(sorted(str(column) for column in frame.columns))
         raise ParetoError(f"objective {missing[0]!r} is no column of the study; its columns: {known}")
-    finished = frame[frame["state"] == "finished"]
+    finished = frame[frame["state"] == "finished"].sort_values("number", kind="stable")
+    first = network_of(finished)
+    found = finished[finished["number"] == first].reset_index(drop=True)
+    measured = [name for name in objectives if name not in EXACT]
+    quartiles = [name for name in QUARTILES if "latency_ms" in measured and name in frame.columns]
+    new: dict[str, Any] = {}
+    for name in [*measured, *quartiles]:
+        runs = finished[name].astype(float).groupby(first)
+        new[name] = runs.mean().to_numpy()
+        if name in measured:
+            new[f"{name}_sd"] = runs.std(ddof=1).to_numpy()
+    numbers = finished["number"].groupby(first)
+    new |= {"n": numbers.size().to_numpy(dtype=int), "numbers": [tuple(map(int, group)) for _, group in numbers]}
+    return found.assign(**new)
+
+
+def front(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
+    """The networks of a study that no other dominates, by the columns named in `objectives`: rows of `networks`, where
+    one that was trained several times is judged by the mean over its runs.
+
+    Sorted by the last objective, best first (the cheapest network leads where the last objective is a cost); ties by
+    the objective before it and so on to the first, then by trial number. Equal rows all stay.
+    ParetoError where an objective is no column of the frame.
+    """
+    rows = networks(frame, objectives)
     directions = list(objectives.values())
-    values = finished[list(objectives)].to_numpy(dtype=float, na_value=np.nan)
+    values = rows[list(objectives)].to_numpy(dtype=float, na_value=np.nan)
     mask = non_dominated(values, directions)
-    members, costs = finished[mask], values[mask] * _signs(directions)
+    members, costs = rows[mask], values[mask] * _signs(directions)
     order = np.lexsort((members["number"].to_numpy(), *costs.T))
     return members.iloc[order].reset_index(drop=True)
 

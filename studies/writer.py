@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from sqlalchemy import select, update
+from sqlalchemy import literal, select, update
 
 from mnet_search.models.arch import Arch
 from mnet_search.models.costs import Costs
@@ -128,6 +128,17 @@ class StudyWriter:
             )
         return found
 
+    def curves(self) -> dict[int, dict[int, dict[str, float | None]]]:
+        """The learning curves of all trials: trial id -> epoch -> figures."""
+        own = select(db.trials.c.trial_id).where(db.trials.c.study_id == self.study_id)
+        query = select(db.curves).where(db.curves.c.trial_id.in_(own)).order_by(db.curves.c.epoch)
+        found: dict[int, dict[int, dict[str, float | None]]] = {}
+        with self.store._read() as connection:
+            for row in connection.execute(query).mappings():
+                figures = {name: row[name] for name in db.CURVE_COLUMNS}
+                found.setdefault(row["trial_id"], {})[row["epoch"]] = figures
+        return found
+
     def begin(
         self,
         *,
@@ -191,6 +202,15 @@ class StudyWriter:
             connection.execute(db.curves.delete().where(db.curves.c.trial_id == trial_id, db.curves.c.epoch == epoch))
             connection.execute(db.curves.insert().values(trial_id=trial_id, epoch=epoch, **row))
 
+    def copy_curve(self, source: int, target: int) -> None:
+        """The learning curve of a trial that goes on as another one."""
+        columns = ["trial_id", "epoch", *db.CURVE_COLUMNS]
+        rows = select(literal(target), *(db.curves.c[name] for name in columns[1:])).where(
+            db.curves.c.trial_id == source
+        )
+        with self._write() as connection:
+            connection.execute(db.curves.insert().from_select(columns, rows))
+
     def finish(
         self,
         trial_id: int,
@@ -226,11 +246,18 @@ class StudyWriter:
 
     def fail(self, trial_id: int, reason: str) -> None:
         """Record why a trial failed, and tell Optuna."""
+        self._end(trial_id, reason, "FAIL")
+
+    def stop(self, trial_id: int, reason: str) -> None:
+        """Record why a trial was stopped early, and tell Optuna: without values, which are those of finished trials."""
+        self._end(trial_id, reason, "PRUNED")
+
+    def _end(self, trial_id: int, reason: str, state: str) -> None:
         with self._write() as connection:
             connection.execute(
                 update(db.trials).where(db.trials.c.trial_id == trial_id).values(finished=datetime.now(), reason=reason)
             )
-        self._tell(trial_id, "FAIL", None)
+        self._tell(trial_id, state, None)
 
     def _tell(self, trial_id: int, state: str, values: list[float] | None) -> None:
         import optuna

@@ -169,7 +169,7 @@ BAD = [
     (("run", "tiny.yaml", "-s", "parameters.resolution=[4]"), 2, "resolution=4 is not possible"),
     (("run", "tiny.yaml", "-s", "constraints.params.max=1k"), 2, "has params within 1 k: the smallest has"),
     (("run", "tiny.yaml", "-s", "data={name: cifar10, path: nowhere}"), 2, "nowhere"),
-    (("run", "tiny.yaml", "-s", "search.scheduler=moasha"), 2, "unknown scheduler 'moasha' (known: none)"),
+    (("run", "tiny.yaml", "-s", "search.scheduler=moash"), 2, "unknown scheduler 'moash'; did you mean moasha?"),
     (("run", "tiny.yaml", "-s", "resources.gpus_per_trial=1"), 2, "torch sees no GPU on this machine"),
     (("run", "tiny.yaml", "--runs-dir", "tiny.yaml/runs"), 2, "the runs folder cannot be written to (Not a directory)"),
     (("run", "tiny.yaml", "--storage", "postgresql://u:secret@h/d"), 3, "stores studies in SQLite only"),

@@ -33,7 +33,8 @@ def check_complete(folder: Path, n_trials: int, epochs: int = 2) -> pd.DataFrame
     frame = load(folder)
     finished = frame[frame["state"] == "finished"]
     assert len(finished) == n_trials, frame[["number", "state", "reason"]]
-    assert not frame.duplicated(["arch_id", "seed"]).any()
+    # one that was stopped early may have gone on as another trial
+    assert not frame[frame["state"] != "stopped"].duplicated(["arch_id", "seed"]).any()
     assert (frame["state"] != "running").all()
     assert (finished["epochs"] == epochs).all()
     assert all(Path(path).exists() for path in finished["checkpoint"])

@@ -277,9 +277,15 @@ BAD = [
     (
         "sampler: tpe",
         "sampler: tpr",
-        "space.yaml:13: search.sampler: unknown sampler 'tpr'; did you mean tpe? (known: tpe, nsga2, random, grid)",
+        "space.yaml:13: search.sampler: unknown sampler 'tpr'; did you mean tpe? "
+        "(known: pareto, tpe, nsga2, nsga3, evolution, random, grid)",
     ),
-    ("sampler: tpe", "scheduler: moasha", "space.yaml:13: search.scheduler: unknown scheduler 'moasha' (known: none)"),
+    (
+        "sampler: tpe",
+        "scheduler: moash",
+        "space.yaml:13: search.scheduler: unknown scheduler 'moash'; did you mean moasha? "
+        "(known: moasha, hyperband, median, none)",
+    ),
     ("training: {", "trainin: {", "space.yaml:12: trainin: unknown key; did you mean training?"),
     ("data: {name: digits}", "data: [", "not valid YAML"),
     ("family: mobilenet_v1\n", "", "space.yaml: family: name one (family: mobilenet_v1), or several to search over"),

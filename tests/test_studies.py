@@ -14,7 +14,7 @@ import pytest
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
-from mnet_search.search.samplers import distribution
+from mnet_search.search.distributions import distribution
 from mnet_search.spaces.space import Space, make_space
 from mnet_search.spaces.yamlfile import Source
 from mnet_search.studies import frame as frames

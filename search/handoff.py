@@ -1,0 +1,74 @@
+"""A piece of work that runs in a thread of its own and hands over what it makes, one thing at a time: so that it can be
+watched by a clock, and stopped between two things.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+from mnet_search.search.training import TrialFailed
+
+T = TypeVar("T")
+_END = object()
+
+
+class TrialTimeout(TrialFailed):
+    """A trial that took too long. Its thread cannot be ended: whoever runs trials here starts another process."""
+
+
+class Ended(BaseException):  # not an error, and not to be caught by `except Exception` in user code
+    """Raised where the work hands something over, once nobody wants more of it."""
+
+
+def in_thread(work: Callable[[Callable[[T], None]], None], timeout_s: float | None) -> Generator[T, None, None]:
+    """What `work(emit)` emits. It goes on after an emit only when the next thing is asked for.
+
+    Raises what `work` raises, and TrialTimeout where it is not done after `timeout_s` seconds of its own time.
+    """
+    made: queue.Queue[Any] = queue.Queue(1)
+    wanted: queue.Queue[bool] = queue.Queue(1)
+
+    def emit(thing: T) -> None:
+        made.put(thing)
+        if not wanted.get():
+            raise Ended
+
+    def run() -> None:
+        try:
+            if wanted.get():
+                work(emit)
+            made.put(_END)
+        except Ended:
+            pass
+        except BaseException as error:  # noqa: BLE001  # raised again in the thread that waits
+            made.put(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), daemon=True, name="trial").start()
+    left = timeout_s
+    try:
+        while True:
+            began = time.monotonic()
+            wanted.put(True)
+            try:
+                thing = made.get(timeout=left)
+            except queue.Empty:
+                raise TrialTimeout(
+                    f"the trial was not done after search.trial_timeout_s = {timeout_s:g} s; raise it, or look for "
+                    "what hangs"
+                ) from None
+            if left is not None:
+                left = max(left - (time.monotonic() - began), 0.001)
+            if thing is _END:
+                return
+            if isinstance(thing, BaseException):
+                raise thing
+            yield thing
+    except GeneratorExit:
+        wanted.put(False)
+        raise
