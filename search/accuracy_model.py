@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cholesky, solve_triangular  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
@@ -45,53 +45,72 @@ class AccuracyModel:
     """
 
     def __init__(self, features: Array):
-        self._features = features
         self._kernel: Kernel | None = None
         self._noise = 1.0
-        self._n_at_fit = self._n_seen = 0
-        self._rows: list[Observation] = []
-        self._factor = np.zeros((0, 0))  # lower Cholesky factor of the observations' covariance, with room to grow
-        self._solved = np.zeros((0, len(features)), dtype=np.float32)  # its solution for every candidate
-        self._explained = np.zeros(len(features))
-        self._prior = np.ones(len(features))
+        self._n_at_fit = 0
+        self._thinned: list[int] = []  # of more than MOST_TRIALS: those of the first `_n_thinned` that are kept
+        self._n_thinned = 0
+        self.retable(features)
 
     def retable(self, features: Array) -> None:
         """Other candidates from now on; what was learnt of the kernel stays."""
-        self._features, self._rows = features, []
-        if self._kernel is not None:
-            self._prior = self._kernel.k1.diag(features)
+        self.features = features
+        self._prior = np.ones(len(features)) if self._kernel is None else self._kernel.k1.diag(features)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rows: list[tuple[int, float]] = []  # candidate and variance, in units of the kernel
+        self._factor = np.zeros((0, 0))  # lower Cholesky factor of the observations' covariance, with room to grow
+        self._solved = np.zeros((0, len(self.features)), dtype=np.float32)  # its solution for every candidate
+        self._explained = np.zeros(len(self.features))
 
     def posterior(self, observations: Sequence[Observation], pending: Sequence[int] = ()) -> tuple[Array, Array]:
         """Mean and standard deviation of the noise-free figure of every candidate -> (N,), (N,).
 
         `pending` candidates count as if they had come out at their mean: their surroundings are no longer unknown.
+        What is quick to extend are the observations without a variance of their own; they had better come first.
         """
         figures = np.array([o.figure for o in observations])
-        centre, scale = float(figures.mean()), float(figures.std()) or 1.0
+        centre, scale = float(figures.mean()), float(figures.std())
+        if scale <= 1e-12 * max(1.0, abs(centre)):  # one figure for all, but for rounding
+            scale = 1.0
         if self._kernel is None or len(observations) >= REFIT * self._n_at_fit:
             self._fit_kernel(observations, centre, scale)
-        n = len(self._rows)
-        kept = self._rows == list(observations[:n]) if len(observations) <= MOST_TRIALS else n > 0
-        new = observations[n:] if len(observations) <= MOST_TRIALS else observations[self._n_seen :]
-        if n and kept and n + len(new) <= MOST_TRIALS + ROOM:
-            for observation in new:
-                self._append(observation, scale)
-        else:
-            self._rebuild(_spread(observations), scale)
-        self._n_seen = len(observations)
-        targets = (np.array([o.figure for o in self._rows]) - centre) / scale
-        n = len(self._rows)
+        used = self._used(observations)
+        rows = [(o.candidate, o.variance / scale**2) for o in used]
+        same = next(
+            (i for i, (a, b) in enumerate(zip(self._rows, rows, strict=False)) if a != b),
+            min(len(self._rows), len(rows)),
+        )
+        self._drop(len(self._rows) - same)
+        self._append(rows[same:])
+        n = len(rows)
+        targets = (np.array([o.figure for o in used]) - centre) / scale
         weights = solve_triangular(self._factor[:n, :n], targets, lower=True)
         mean = weights.astype(np.float32) @ self._solved[:n]
-        for index in pending:
-            self._append(Observation(index, 0.0), scale)
+        self._append([(index, 0.0) for index in pending])
         sd = np.sqrt(np.maximum(self._prior - self._explained, 1e-10))
         self._drop(len(pending))
         return centre + scale * mean.astype(float), scale * sd
 
+    def _used(self, observations: Sequence[Observation]) -> list[Observation]:
+        """The observations that predictions rest on: those with a variance of their own last, and of more than
+        `MOST_TRIALS` the latest and of the earlier ones every so many, chosen anew each `ROOM` observations.
+        """
+        firm = [o for o in observations if not o.variance]
+        loose = [o for o in observations if o.variance][-max(MOST_TRIALS - len(firm), MOST_TRIALS // 5) :]
+        if len(firm) <= MOST_TRIALS:
+            self._thinned, self._n_thinned = [], 0
+            return [*firm, *loose]
+        if not self._n_thinned <= len(firm) < self._n_thinned + ROOM:
+            latest = MOST_TRIALS // 10
+            early = np.linspace(0, len(firm) - latest - 1, MOST_TRIALS - latest).round().astype(int).tolist()
+            self._thinned, self._n_thinned = [*early, *range(len(firm) - latest, len(firm))], len(firm)
+        return [*(firm[i] for i in self._thinned), *firm[self._n_thinned :], *loose]
+
     def _fit_kernel(self, observations: Sequence[Observation], centre: float, scale: float) -> None:
         start = self._kernel or (
-            ConstantKernel(1.0, (1e-3, 1e2)) * Matern(np.sqrt(self._features.shape[1]), (0.3, 1e2), nu=2.5)
+            ConstantKernel(1.0, (1e-3, 1e2)) * Matern(np.sqrt(self.features.shape[1]), (0.3, 1e2), nu=2.5)
             + WhiteKernel(1e-2, (1e-5, 1.0))
         )
         chosen = observations
@@ -101,57 +120,47 @@ class AccuracyModel:
         model = GaussianProcessRegressor(start, alpha=np.array([o.variance for o in chosen]) / scale**2 + JITTER)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a hyperparameter at its bound is an answer too
-            model.fit(self._features[[o.candidate for o in chosen]], figures)
+            model.fit(self.features[[o.candidate for o in chosen]], figures)
         self._kernel, self._n_at_fit = model.kernel_, len(observations)
         self._noise = float(model.kernel_.k2.noise_level)
-        self._prior = model.kernel_.k1.diag(self._features)
-        self._rows = []
+        self._prior = model.kernel_.k1.diag(self.features)
+        self._forget()
 
-    def _rebuild(self, observations: list[Observation], scale: float) -> None:
-        """Factor and solution from nothing, after the kernel has changed."""
+    def _append(self, rows: Sequence[tuple[int, float]]) -> None:
+        """More observations: rows of the factor, and of its solution for every candidate."""
+        if not rows:
+            return
         assert self._kernel is not None
-        index = [o.candidate for o in observations]
-        smooth = self._kernel.k1
-        variances = np.array([self._noise + o.variance / scale**2 + JITTER for o in observations])
-        n = len(index)
-        room = n + ROOM
-        self._factor = np.zeros((room, room))
-        self._factor[:n, :n] = cholesky(smooth(self._features[index]) + np.diag(variances), lower=True)
-        inverse = solve_triangular(self._factor[:n, :n], np.eye(n), lower=True).astype(np.float32)
-        self._solved = np.zeros((room, len(self._features)), dtype=np.float32)
-        for part in np.array_split(np.arange(len(self._features)), max(1, len(self._features) // BLOCK)):
-            self._solved[:n, part] = inverse @ smooth(self._features[index], self._features[part]).astype(np.float32)
-        self._explained = np.square(self._solved[:n]).sum(axis=0).astype(float)
-        self._rows = list(observations)
-
-    def _append(self, observation: Observation, scale: float) -> None:
-        """One more observation: a row of the factor, and of its solution for every candidate."""
-        assert self._kernel is not None
-        n = len(self._rows)
-        if n == len(self._factor):
-            self._factor = np.pad(self._factor, (0, ROOM))
-            self._solved = np.pad(self._solved, ((0, ROOM), (0, 0)))
-        covariance = self._kernel.k1(self._features[[observation.candidate]], self._features)[0]
-        known = [o.candidate for o in self._rows]
-        left = solve_triangular(self._factor[:n, :n], covariance[known], lower=True) if n else np.zeros(0)
-        own = covariance[observation.candidate] + self._noise + observation.variance / scale**2 + JITTER
-        corner = np.sqrt(max(own - left @ left, 1e-10))
-        self._factor[n, :n], self._factor[n, n] = left, corner
-        self._solved[n] = (covariance - left.astype(np.float32) @ self._solved[:n]) / corner
-        self._explained += np.square(self._solved[n])
-        self._rows.append(observation)
+        n, m = len(self._rows), len(rows)
+        if n + m > len(self._factor):
+            room = n + m + ROOM - len(self._factor)
+            self._factor = np.pad(self._factor, (0, room))
+            self._solved = np.pad(self._solved, ((0, room), (0, 0)))
+        index = [candidate for candidate, _ in rows]
+        smooth, new = self._kernel.k1, self.features[index]
+        left = np.zeros((m, 0))
+        own = smooth(new) + np.diag([self._noise + variance + JITTER for _, variance in rows])
+        if n:
+            known = self.features[[candidate for candidate, _ in self._rows]]
+            left = solve_triangular(self._factor[:n, :n], smooth(known, new), lower=True).T
+            own -= left @ left.T
+        corner = cholesky(own, lower=True)
+        inverse = solve_triangular(corner, np.eye(m), lower=True).astype(np.float32)
+        narrow = left.astype(np.float32)
+        for part in _blocks(len(self.features)):
+            covariance = smooth(new, self.features[part]).astype(np.float32)
+            self._solved[n : n + m, part] = inverse @ (covariance - narrow @ self._solved[:n, part])
+        self._factor[n : n + m, :n], self._factor[n : n + m, n : n + m] = left, corner
+        self._explained += np.square(self._solved[n : n + m]).sum(axis=0, dtype=float)
+        self._rows += rows
 
     def _drop(self, count: int) -> None:
         """Forget the last observations."""
-        for _ in range(count):
-            self._rows.pop()
-            self._explained -= np.square(self._solved[len(self._rows)])
+        if count:
+            n = len(self._rows) - count
+            self._explained -= np.square(self._solved[n : n + count]).sum(axis=0, dtype=float)
+            del self._rows[n:]
 
 
-def _spread(observations: Sequence[Observation]) -> list[Observation]:
-    """All of them, or `MOST_TRIALS`: the latest tenth and of the earlier ones every so many."""
-    if len(observations) <= MOST_TRIALS:
-        return list(observations)
-    latest = MOST_TRIALS // 10
-    early = np.linspace(0, len(observations) - latest - 1, MOST_TRIALS - latest).round().astype(int)
-    return [observations[i] for i in early] + list(observations[-latest:])
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]

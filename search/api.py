@@ -13,9 +13,10 @@ result = Search("spaces/macro.yaml", evaluate=look_up, study="table").run()
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +109,22 @@ class Search:
 
 def _space(space: Space | str | Path | Mapping[str, Any], overrides: list[str], evaluate: Evaluate | None) -> Space:
     """A checked space. One with a callable is known by the callable's name, so that its study is told apart."""
+    own = {"evaluate": _name(evaluate)} if evaluate is not None else {}
     if isinstance(space, Space):
         if overrides:
-            raise MnetError("overrides are for a space file or its content; this Space is made already")
-        return space
-    if evaluate is not None:
-        name = getattr(evaluate, "__qualname__", type(evaluate).__name__).replace("<", "").replace(">", "")
-        overrides = [*overrides, f"evaluate={getattr(evaluate, '__module__', None) or 'callable'}:{name}"]
+            raise MnetError("overrides are for a space file; this Space is made already")
+        return fit_to_data(check_training(replace(space, file=space.file.model_copy(update=own))))
     if isinstance(space, Mapping):
-        values = dict(space)
-        if evaluate is not None:
-            values["evaluate"] = overrides.pop().partition("=")[2]
         if overrides:
             raise MnetError("overrides are for a space file; change the mapping itself")
+        values = {**space, **own}
         name = str(values.pop("name", "space"))
         return fit_to_data(check_training(make_space(name, values, Source(name), KNOWN)))
-    return open_space(Path(space), overrides)
+    return open_space(Path(space), [*overrides, *(f"{key}={value}" for key, value in own.items())])
+
+
+def _name(evaluate: Evaluate) -> str:
+    """A callable's name as a space file has it."""
+    module = getattr(evaluate, "__module__", None) or "callable"
+    name = getattr(evaluate, "__qualname__", type(evaluate).__name__)
+    return ":".join(re.sub(r"[^\w.]", "", part) for part in (module, name))

@@ -25,6 +25,7 @@ MOST_CANDIDATES = 50_000  # codes of a space that is looked at whole
 SAMPLED = 4_000  # networks held of a larger one,
 LEAST_NEW = 1_000  # of which at least so many are new at each proposal
 TRIES = 20  # draws for each network wanted: a space may be full of networks that are known or over the budget
+MOST_KNOWN = 100  # draws in a row of networks that are there already, after which a space counts as drawn out
 ORDERED = 3  # numbers from which on a list is ordered and not a set of categories
 
 
@@ -48,6 +49,13 @@ class Candidates:
         self._index: dict[str, int] = {}
         self._by_code: dict[tuple[tuple[str, Value], ...], int | None] = {}
         self._scale: tuple[Array, Array] | None = None
+        self._costs: dict[str, Array] = {}
+        grids = {name: parameter.grid() for name, parameter in space.parameters.items()}
+        self._numbers: dict[str, list[int | float]] = {
+            name: [v for v in grid if isinstance(v, int | float) and not isinstance(v, bool)]
+            for name, grid in grids.items()
+            if grid is not None
+        }
         self.whole = space.n_codes is not None and space.n_codes <= MOST_CANDIDATES
         if self.whole:
             for params in space.codes():
@@ -64,8 +72,16 @@ class Candidates:
         """
         code = tuple(params.items())
         if code not in self._by_code:
-            self._by_code[code] = self._add(dict(params))
+            self._by_code[code] = self._add({name: self._listed(name, value) for name, value in code})
         return self._by_code[code]
+
+    def _listed(self, name: str, value: Value) -> Value:
+        """A fraction as the file has it: Optuna counts up steps, and 0.1 + 0.2 is not 0.3."""
+        numbers = self._numbers.get(name, [])
+        if not isinstance(value, float) or not numbers or value in numbers:
+            return value
+        nearest = min(numbers, key=lambda number: math.fabs(number - value))
+        return nearest if math.isclose(nearest, value, rel_tol=1e-8, abs_tol=1e-12) else value
 
     def _add(self, params: Params) -> int | None:
         try:
@@ -88,23 +104,28 @@ class Candidates:
         bred = [self.rows[i].params for i in parents]
         self.rows = [self.rows[i] for i in kept]
         self._index = {row.key: i for i, row in enumerate(self.rows)}
-        self._by_code = {}
+        self._by_code, self._costs = {}, {}
         self.grow(rng, bred, max(SAMPLED - len(self.rows), LEAST_NEW))
 
     def grow(self, rng: random.Random, parents: Sequence[Params], n: int) -> None:
         """Add up to `n` networks: where there are `parents`, half of them mutations and crossovers of those."""
-        wanted = len(self) + n
+        wanted, n_known = len(self) + n, 0
         for _ in range(n * TRIES):
-            if len(self) >= wanted:
+            before = len(self)
+            if before >= wanted or n_known >= MOST_KNOWN:
                 return
             if parents and rng.random() < 0.5:
-                self.add(mutate(self.space, cross(self.space, rng.choice(parents), rng.choice(parents), rng), rng))
+                params = mutate(self.space, cross(self.space, rng.choice(parents), rng.choice(parents), rng), rng)
             else:
-                self.add(self.space.sample(rng))
+                params = self.space.sample(rng)
+            if self.add(params) is not None:
+                n_known = n_known + 1 if len(self) == before else 0
 
     def cost(self, name: str) -> Array:
         """One cost of every candidate -> (N,)."""
-        return np.array([getattr(row.costs, name) for row in self.rows], dtype=float)
+        if len(self._costs.get(name, ())) != len(self):
+            self._costs[name] = np.array([getattr(row.costs, name) for row in self.rows], dtype=float)
+        return self._costs[name]
 
     def features(self, further: Mapping[str, Sequence[float]] | None = None) -> Array:
         """What a model is told of every candidate -> (N, F): the parameters' values (`knob`); of the resolved network
@@ -114,8 +135,14 @@ class Candidates:
         are left out.
         """
         rows = []
+        seen: dict[tuple[str, type, Value | None], list[float]] = {}
         for row in self.rows:
-            knobs = [x for name, p in self.space.parameters.items() for x in knob(p, row.params.get(name))]
+            knobs: list[float] = []
+            for name, parameter in self.space.parameters.items():
+                value = row.params.get(name)
+                if (name, type(value), value) not in seen:
+                    seen[name, type(value), value] = knob(parameter, value)
+                knobs += seen[name, type(value), value]
             c = row.costs
             sizes = (c.mult_adds, c.params, c.activations, row.depth, c.receptive_field)
             rows.append([*knobs, *(math.log1p(x) for x in sizes), *(further[row.key] if further else ())])

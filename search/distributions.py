@@ -29,10 +29,10 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     categories.
     """
     grid = parameter.grid()
+    if isinstance(parameter, Range) and parameter.log and parameter.whole:
+        return IntDistribution(int(parameter.min), int(parameter.max), log=True)
     if isinstance(parameter, Range) and grid is None:
         return FloatDistribution(float(parameter.min), float(parameter.max), log=parameter.log)
-    if isinstance(parameter, Range) and parameter.log:
-        return IntDistribution(int(parameter.min), int(parameter.max), log=True)
     values = grid or []
     step = _even_step(values)
     if step is None:

@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,14 +19,16 @@ from typing import Any, Protocol
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
+from mnet_search.search.candidates import Candidates
 from mnet_search.search.objectives import values_of
+from mnet_search.search.pareto_sampler import Figures
 from mnet_search.search.repeats import Repeats
 from mnet_search.search.rungs import Rungs, teach
 from mnet_search.search.samplers import Proposal, Proposer, make_proposer, pick_untried
 from mnet_search.search.teachers import teacher_path
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome
-from mnet_search.spaces.schema import Data, Training
+from mnet_search.spaces.schema import COST_NAMES, Data, Training
 from mnet_search.spaces.space import Params, Space, SpaceError
 from mnet_search.spaces.survey import Survey
 from mnet_search.studies.writer import StudyWriter, TrialRecord
@@ -76,9 +78,11 @@ class Driver:
         digests: Mapping[Data, str] | None = None,
         teachers: Mapping[str, str] | None = None,
         warm: StudyWriter | None = None,
+        scores: Callable[[Candidates], Figures] | None = None,
     ):
         """`digests` are those of the images that each setting of the data led to here, `teachers` those of teachers;
-        `warm` is another study of the same space, from which the sampler learns first.
+        `warm` is another study of the same space, from which the sampler learns first, `scores` what it is told of
+        each candidate.
         """
         self.study, self.space, self.settings, self.progress = study, space, settings, progress
         self._survey, self._template, self._digests = survey, job, digests or {}
@@ -88,11 +92,13 @@ class Driver:
         self.stop_signal: int | None = None
         self.running: dict[int, TrialRecord] = {}
         self._again: deque[TrialRecord] = deque()
+        self._used_up = False  # no network is left that was not begun
         self._known: set[str] = set()
         self._proposals: dict[int, Proposal] = {}
         self._judged_at: dict[int, tuple[int, ...]] = {}
         self._repeats = Repeats(space.file.search.repeats, settings.n_trials, study)
         self._rungs = Rungs(space)
+        self._scores = scores
         self._take_up(warm)
 
     def _take_up(self, warm: StudyWriter | None) -> None:
@@ -102,7 +108,9 @@ class Driver:
         records = self.study.records()
         self._rng = random.Random(f"{self.settings.seed}:{len(records)}")
         # A resumed run draws on from where it is: the same stream again would only propose what is known already.
-        self._proposer: Proposer = make_proposer(self.space, self.settings.seed + 1_000_003 * len(records))
+        self._proposer: Proposer = make_proposer(
+            self.space, self.settings.seed + 1_000_003 * len(records), self._scores
+        )
         if warm is not None:
             teach(self._proposer, warm, self._rungs, other_study=True)
         teach(self._proposer, self.study, self._rungs)
@@ -149,10 +157,11 @@ class Driver:
         repeat = self._repeats.next(self.n_finished)
         if repeat is not None:
             return self._begin(self._proposer.ask_for(repeat.chosen), repeat.seed)
-        proposal = self._propose()
+        proposal = None if self._used_up else self._propose()
         if proposal is not None:
             stopped = self._rungs.stopped(self.space.key(proposal.chosen))
             return self._begin(proposal, stopped.seed if stopped else self.settings.seed, stopped)
+        self._used_up = True
         return self._go_on_with_stopped()
 
     def on_epoch(self, trial_id: int, epoch: Epoch) -> bool:
@@ -175,22 +184,21 @@ class Driver:
         names = list(self.space.file.objectives)
         network = costs(self.space.arch(record.chosen))
         try:
-            values = values_of(names, network, outcome.metrics)
+            exact = {name: float(getattr(network, name)) for name in names if name in COST_NAMES}
+            metrics = {**outcome.metrics, **exact}
+            values = values_of(names, network, metrics)
         except MnetError as error:
             self.on_failure(trial_id, str(error))
             return
         self.study.finish(
             trial_id,
             values,
-            metrics=outcome.metrics,
+            metrics=metrics,
             environment=outcome.environment,
             measurement=_latency(outcome),
             checkpoint=outcome.checkpoint,
             checkpoint_sha256=outcome.checkpoint_sha256,
         )
-        if trial_id not in self._proposals:  # taken up from an earlier run: the sampler has not seen it yet
-            curve = self._rungs.curve(record.number)
-            self._proposer.remember(self.study.store.optuna.get_trial(trial_id), curve)
         self._end(trial_id, values)
         self._repeats.finished(self.space.key(record.chosen, record.arch_id), record)
         self.n_finished += 1
@@ -218,13 +226,15 @@ class Driver:
 
     def _end(self, trial_id: int, values: list[float] | None, *, stopped: bool = False) -> None:
         record = self.running.pop(trial_id)
-        proposal = self._proposals.pop(trial_id, None)
+        proposal, curve = self._proposals.pop(trial_id, None), self._rungs.curve(record.number)
         if proposal is not None:
-            self._proposer.tell(proposal, values, self._rungs.curve(record.number), stopped=stopped)
+            self._proposer.tell(proposal, values, curve, stopped=stopped)
+        elif values is not None or stopped:  # taken up from an earlier run: the sampler has not seen it yet
+            self._proposer.remember(self.study.store.optuna.get_trial(trial_id), curve)
 
     def _propose(self) -> Proposal | None:
-        """A proposal for a network that is new under its settings and within the budgets; None (and `exhausted`) where
-        there is none left.
+        """A proposal for a network that is new under its settings and within the budgets; None where there is none
+        left.
         """
         tries = 0
         while (proposal := self._proposer.ask()) is not None:
@@ -235,15 +245,15 @@ class Driver:
             tries += 1
             if tries >= PROPOSALS_BEFORE_PICKING and self.space.file.search.sampler != "grid":
                 return self._pick()
-        self.exhausted = True
         return None
 
     def _go_on_with_stopped(self) -> Job | None:
         """No network is left that was not begun: the best of those that were stopped early goes on to its end, from its
-        checkpoint, as a trial of its own. `exhausted` once there are none.
+        checkpoint, as a trial of its own. `exhausted` once there are none, and nothing runs that may yet be stopped or
+        trained again.
         """
         stopped = self._rungs.best_stopped()
-        self.exhausted = stopped is None
+        self.exhausted = stopped is None and not self.running
         return None if stopped is None else self._begin(self._proposer.ask_for(stopped.chosen), stopped.seed, stopped)
 
     def _judge(self, chosen: Params) -> str | None:
@@ -267,10 +277,7 @@ class Driver:
                 if self._judge(candidate) is None:
                     chosen = candidate
                     break
-        if chosen is None:
-            self.exhausted = True
-            return None
-        return self._proposer.ask_for(chosen)
+        return None if chosen is None else self._proposer.ask_for(chosen)
 
     def _begin(self, proposal: Proposal, seed: int, goes_on: TrialRecord | None = None) -> Job:
         arch = self.space.arch(proposal.chosen)
@@ -357,7 +364,8 @@ def absolute(path: str | None) -> str | None:
 
 def _latency(outcome: Outcome) -> dict[str, Any] | None:
     metrics = outcome.metrics
-    if "latency_ms" not in metrics:
+    # A function of one's own may return the one figure without its quartiles.
+    if not {"latency_ms", "latency_q1_ms", "latency_q3_ms"} <= metrics.keys():
         return None
     protocol = {key: outcome.environment[key] for key in ("device", "threads") if key in outcome.environment}
     return {

@@ -52,10 +52,10 @@ class EvolutionSampler(optuna.samplers.BaseSampler):
         drawn = rng.sample(grown[-POPULATION:], min(TOURNAMENT, len(grown[-POPULATION:])))
         order = ranks(np.array([t.values for t in drawn]), directions)
         parent = drawn[int(np.argmin(order))].params
-        known = {tuple(t.params.items()) for t in trials if t.number != trial.number}
+        known = {frozenset(t.params.items()) for t in trials if t.number != trial.number}
         for _ in range(MUTATIONS):
             child = mutate(self._space, parent, rng)
-            if tuple(child.items()) not in known:
+            if frozenset(child.items()) not in known:
                 return child
         return self._space.sample(rng)
 

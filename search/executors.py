@@ -293,6 +293,8 @@ def _start_ray(resources: Resources) -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if not logging.getLogger().isEnabledFor(logging.INFO):  # why a trial ended is the driver's to say
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)

@@ -2,9 +2,9 @@
 
 Every objective but one is a cost that is known before training, so the expected gain is an integral over the one that
 is not: at each level of the error, the chance of being below it times the cost volume that nothing at least as good
-dominates yet. Between two levels of the front that volume does not change, so the integral is a sum over the levels,
-exact for one and two costs, and on a grid of `MOST_TICKS` ticks a cost for more (Emmerich, Deutz, Klinkenberg:
-"Hypervolume-based expected improvement", 2011, for the case of all objectives uncertain).
+dominates yet. Between two levels of the front that volume does not change, so the integral is a sum over the levels. It
+is exact up to `MOST_TICKS` different costs on the front, and on a grid of so many ticks a cost for more (Emmerich,
+Deutz, Klinkenberg: "Hypervolume-based expected improvement", 2011, for the case of all objectives uncertain).
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import itertools
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr  # type: ignore[import-untyped]
+
+from mnet_search.studies.pareto import non_dominated
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MOST_TICKS = {0: 1, 1: 512, 2: 128, 3: 24, 4: 12}  # by the number of costs: bounds the grid's memory
-LEAST_CHANCE_SIGMAS = 5.0  # an improvement farther out than this is none
+LEAST_CHANCE_SIGMAS = 7.0  # an improvement farther out than this is none
 
 
 def expected_gain(
@@ -40,16 +42,15 @@ def expected_gain(
     """
     n_costs = costs.shape[1]
     useful = (front_errors < worst_error) & (front_costs < reference).all(axis=1)
+    useful[useful] = non_dominated(np.column_stack([front_errors, front_costs])[useful], ["minimize"] * (n_costs + 1))
     errors, order = np.unique(front_errors[useful], return_inverse=True)
     dominated_from = front_costs[useful]
     levels = np.append(errors, worst_error)
-    below = _below(levels, mean, sd, logarithmic)  # (L + 1, N): integral of P(error < e) up to each level
-    shares = np.diff(below, axis=0, prepend=0.0)
-    gains = np.zeros(len(mean))
+    gains, below = np.zeros(len(mean)), np.zeros(len(mean))
     ticks = [_ticks(dominated_from[:, k], costs[:, k], reference[k], MOST_TICKS[n_costs]) for k in range(n_costs)]
     places = [np.clip(np.searchsorted(t, costs[:, k], side="right") - 1, 0, len(t) - 2) for k, t in enumerate(ticks)]
     free = np.ones([len(t) - 1 for t in ticks], dtype=bool)
-    for level in range(len(levels)):  # from the best error to the worst: less and less is free
+    for level, error in enumerate(levels):  # from the best error to the worst: less and less is free
         if level > 0:
             for point in dominated_from[order == level - 1]:
                 free[
@@ -58,19 +59,22 @@ def expected_gain(
                     )
                 ] = False
         volume = _volume_above(free, ticks)
-        wanted = shares[level] > 0
-        gains[wanted] += shares[level][wanted] * _interpolate(volume, ticks, [p[wanted] for p in places], costs[wanted])
+        near = np.flatnonzero((np.log(error) if logarithmic else error) > mean - LEAST_CHANCE_SIGMAS * sd)
+        up_to_here = _below(float(error), mean[near], sd[near], logarithmic)
+        share = np.maximum(up_to_here - below[near], 0.0)
+        below[near] = up_to_here
+        gains[near] += share * _interpolate(volume, ticks, [p[near] for p in places], costs[near])
     return gains
 
 
-def _below(levels: Array, mean: Array, sd: Array, logarithmic: bool) -> Array:
-    """The integral of P(error < e) over e from the least error to each level: (L,), (N,) -> (L, N)."""
-    if not logarithmic:
-        z = (levels[:, None] - mean) / sd
-        density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-        return sd * (z * ndtr(z) + density)
-    z = (np.log(levels)[:, None] - mean) / sd
-    found: Array = levels[:, None] * ndtr(z) - np.exp(mean + sd**2 / 2) * ndtr(z - sd)
+def _below(level: float, mean: Array, sd: Array, logarithmic: bool) -> Array:
+    """The integral of P(error < e) over e from the least error to a level -> (N,)."""
+    if logarithmic:
+        z = (np.log(level) - mean) / sd
+        found: Array = level * ndtr(z) - np.exp(mean + sd**2 / 2) * ndtr(z - sd)
+    else:
+        z = (level - mean) / sd
+        found = sd * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
     return np.maximum(found, 0.0)
 
 

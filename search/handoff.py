@@ -4,6 +4,7 @@ watched by a clock, and stopped between two things.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import queue
 import threading
@@ -15,6 +16,7 @@ from mnet_search.search.training import TrialFailed
 
 T = TypeVar("T")
 _END = object()
+JOIN_S = 5.0  # for work that ends where it hands something over: what it holds is free afterwards
 
 
 class TrialTimeout(TrialFailed):
@@ -49,7 +51,8 @@ def in_thread(work: Callable[[Callable[[T], None]], None], timeout_s: float | No
             made.put(error)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True, name="trial").start()
+    thread = threading.Thread(target=context.run, args=(run,), daemon=True, name="trial")
+    thread.start()
     left = timeout_s
     try:
         while True:
@@ -71,4 +74,8 @@ def in_thread(work: Callable[[Callable[[T], None]], None], timeout_s: float | No
             yield thing
     except GeneratorExit:
         wanted.put(False)
+        thread.join(JOIN_S)
         raise
+    finally:
+        with contextlib.suppress(queue.Full):  # what was left behind ends where it next hands something over
+            wanted.put_nowait(False)

@@ -53,10 +53,21 @@ class OwnTrial:
 
 def find_function(name: str) -> Callable[[OwnTrial], Any]:
     """The function of a space file's `evaluate`. Raises MnetError where it cannot be imported or called."""
-    function: Any = lookup({}, name, "evaluate function")
+    module, _, path = name.partition(":")
+    first, *rest = path.split(".")
+    try:
+        function: Any = lookup({}, f"{module}:{first}", "evaluate function")
+    except MnetError:
+        raise
+    except Exception as error:  # what a module of the user's own does when it is imported
+        raise MnetError(f"evaluate: importing {module} raised {type(error).__name__}: {error}") from error
+    for attribute in rest:
+        if not hasattr(function, attribute):
+            raise MnetError(f"evaluate: {name} leads nowhere: there is no {attribute}")
+        function = getattr(function, attribute)
     if not callable(function):
-        raise MnetError(f"evaluate: {name} is a {type(function).__name__}, not a function of a trial")
-    return function  # type: ignore[no-any-return]
+        raise MnetError(f"evaluate: {name} is no function of a trial, it is of type {type(function).__name__}")
+    return function
 
 
 def measured(returned: Any, wanted: tuple[str, ...]) -> dict[str, float]:

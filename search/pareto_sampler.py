@@ -36,7 +36,7 @@ from mnet_search.studies.pareto import non_dominated
 Array = np.ndarray[Any, np.dtype[Any]]
 Figures = Mapping[str, Sequence[float]]
 
-FIRST_QUANTILES = (0.5, 0.05, 0.95, 0.25, 0.75, 0.15, 0.85, 0.4)  # of the costs: where the first trials are taken
+FIRST_QUANTILES = (0.5, 0.05, 0.95, 0.25, 0.75)  # of the costs: where the first trials are taken
 QUANTILE_WIDTH = 0.04  # either side
 LEAST_TRIALS = 3  # finished, before the model is asked
 LEAST_PAIRS = 4  # finished trials with a curve, before those that were stopped early tell anything
@@ -61,7 +61,8 @@ class ParetoSampler(optuna.samplers.BaseSampler):
     def __init__(self, space: Space, seed: int = 0, *, scores: Callable[[Candidates], Figures] | None = None):
         """`space` is fitted to its data; `scores` gives further figures of each candidate, by key, to learn from.
 
-        Raises MnetError where not exactly one objective is to be learnt, or there are more than four costs.
+        Raises MnetError where not exactly one objective is to be learnt, there are more than four costs, or no network
+        is within the budgets.
         """
         self._space, self._seed = space, seed
         self._names = list(space.file.objectives)
@@ -75,6 +76,8 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         self._learnt = self._names.index(learnt[0])
         self._figure = figure_of(learnt[0], space.file.objectives[learnt[0]])
         self._candidates = Candidates(space, seed)
+        if not len(self._candidates):
+            raise MnetError(f"no network of the space {space.name} was found within its constraints; raise the budgets")
         self._further = scores
         self._model: AccuracyModel | None = None
         self._table: Array | None = None  # features of the candidates
@@ -121,8 +124,11 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         n_begun = len(known.taken | known.held | {o.candidate for o in known.told})
         if n_begun < len(FIRST_QUANTILES) or len(known.told) < LEAST_TRIALS:
             return self._first(n_begun, costs, fresh if fresh.any() else free)
+        features = self._features()
         if self._model is None:
-            self._model = AccuracyModel(self._features())
+            self._model = AccuracyModel(features)
+        elif self._model.features is not features:
+            self._model.retable(features)
         mean, sd = self._model.posterior([*known.told, *known.stopped], known.pending)
         there = np.array(sorted(known.there), dtype=int)
         gains = expected_gain(
@@ -159,11 +165,13 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         stopped: list[tuple[int, dict[int, float]]] = []
         for t in trials:
             index = self._candidates.add(t.params)
-            if index is None or t.state == TrialState.FAIL:
+            if index is None:
                 continue
             own = not t.user_attrs.get(OTHER_STUDY)
             if own and t.state != TrialState.PRUNED:
                 known.taken.add(index)
+            if t.state == TrialState.FAIL or (t.values and not math.isfinite(t.values[self._learnt])):
+                continue
             curve = {int(epoch): self._figure.of(value) for epoch, value in t.user_attrs.get(CURVE, {}).items()}
             if t.state == TrialState.COMPLETE:
                 figure = self._figure.of(t.values[self._learnt])
@@ -197,8 +205,8 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         """The logarithm of every candidate's latency, by a linear fit to the trials that were timed; until there are a
         few, that of its mult-adds.
         """
-        timed = [(self._candidates.add(t.params), t.values[position]) for t in trials if t.state == TrialState.COMPLETE]
-        timed = [(index, value) for index, value in timed if index is not None and value > 0]
+        done = [(self._candidates.add(t.params), t.values[position]) for t in trials if t.state == TrialState.COMPLETE]
+        timed = [(index, value) for index, value in done if index is not None and 0 < value < math.inf]
         if len(timed) < LEAST_TIMED:
             return np.log1p(self._candidates.cost("mult_adds"))
         features = self._features()
@@ -220,8 +228,6 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         parents = [kept.index(i) for i in self._front(known)]
         self._candidates.renew(random.Random(f"{self._seed}:{number}"), kept, parents)
         self._table = None
-        if self._model is not None:
-            self._model.retable(self._features())
 
     def _front(self, known: Known) -> list[int]:
         """The candidates that came out so that none dominates them in the figure, params and mult-adds."""
@@ -240,7 +246,7 @@ class Known:
     told: list[Observation] = field(default_factory=list)  # what came of finished trials
     stopped: list[Observation] = field(default_factory=list)  # what is to be expected of stopped ones
     pending: list[int] = field(default_factory=list)
-    taken: set[int] = field(default_factory=set)  # trained, or being trained, in this study
+    taken: set[int] = field(default_factory=set)  # trained, being trained, failed or refused in this study
     there: set[int] = field(default_factory=set)  # those of them that may be on its front
     held: set[int] = field(default_factory=set)  # stopped early, and free to go on
 

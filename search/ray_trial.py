@@ -25,26 +25,26 @@ class RayTrial(tune.Trainable):
     """
 
     _events: Generator[Epoch | Outcome, None, None]
-    _hangs = False
+    _timeout: TrialTimeout | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         self._events = run_trial(Job.from_dict(config["job"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The actor goes on with another trial: no new process, no new import of torch. Not after one that took too
-        long, which may still be at work in it.
-        """
-        if self._hangs:
-            return False
+        """The actor goes on with another trial: no new process, no new import of torch."""
         self._events.close()  # one that was stopped early holds its folder until then
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._timeout is not None:  # it may still be at work here: an actor that raises is not used again
+            raise self._timeout
         try:
             event = next(self._events)
+        except TrialTimeout as error:
+            self._timeout = error
+            return {"kind": "failure", "content": str(error)}
         except TrialFailed as error:
-            self._hangs = isinstance(error, TrialTimeout)
             return {"kind": "failure", "content": str(error), "done": True}
         if isinstance(event, Outcome):
             return {"kind": "outcome", "content": json.dumps(asdict(event)), "done": True}
@@ -96,7 +96,8 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error and trial_id in self._trial_ids:
             key = self._trial_ids.pop(trial_id)
-            self._guard(lambda: self._driver.on_worker_lost(key, "the Ray worker died"))
+            if key in self._driver.running:  # it is over for the driver where it took too long
+                self._guard(lambda: self._driver.on_worker_lost(key, "the Ray worker died"))
         elif result is not None:
             self.hand_over(trial_id, result)
             self._trial_ids.pop(trial_id, None)

@@ -14,6 +14,7 @@ MOST_RUNS = 5  # of one network, where repeats are adaptive
 BEGIN = 0.5  # share of the asked trials that are finished before anything is repeated: fronts move at first
 SHARE = 1 / 3  # of the finished trials that may be repeats
 LEAST_DOUBT = 0.09  # p (1 - p) of belonging to the front: from .1 to .9
+LEAST_REPEATED = 3  # networks, from which noise is learnt where nothing else tells it
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,16 @@ class Repeats:
         images = store.provenance(name).get("validation_images")
         result = front_confidence(load(store, name), store.objectives(name), images)
         chances = dict(zip(result.networks["number"], result.networks["probability"], strict=True))
-        for number in doubtful(result):
+        if result.noise_source == "unknown":  # nothing tells it until some networks of the front were trained again
+            again = {number for number, (key, _) in self._records.items() if len(self._seeds[key]) > 1}
+            rows = result.networks[result.networks["on_front"]]
+            first = [n for n in rows["number"] if n not in again][: LEAST_REPEATED - result.n_repeated]
+        else:
+            first = []
+        for number in first or doubtful(result):
             key, record = self._records[number]
             running = len(self._seeds[key]) > self._finished[key]
-            if chances[number] * (1 - chances[number]) < LEAST_DOUBT:
+            if not first and chances[number] * (1 - chances[number]) < LEAST_DOUBT:
                 return None
             if not running and len(self._seeds[key]) < MOST_RUNS:
                 return self._again(key, record)

@@ -25,6 +25,7 @@ from mnet_search.search.own_evaluation import OwnTrial, find_function
 from mnet_search.search.recipes import RECIPES, SCHEDULES, TrainingOptions
 from mnet_search.search.samplers import SAMPLERS
 from mnet_search.search.schedulers import SCHEDULERS
+from mnet_search.search.score_table import score_table
 from mnet_search.search.speed import SpeedOptions
 from mnet_search.search.teachers import load_teacher
 from mnet_search.search.trial import Job
@@ -206,11 +207,12 @@ def run_search(
             check_same_sources(name, store.provenance(name), facts)
             study.begin_run(n_trials, options.runs_dir, facts)
             settings = Settings(n_trials, options.runs_dir, seed, options.max_failures)
+            scores = _scores(space, data, seed, options.runs_dir / name)
             digests = {setting: images.digest for setting, images in data.items()}
             while data:  # trial processes map them; the driver needs none
                 share(data.popitem()[1], cache)
             template = _job_template(space, resources.cpus_per_trial, cache)
-            driver = Driver(study, space, found, settings, template, progress, digests, teachers, warm)
+            driver = Driver(study, space, found, settings, template, progress, digests, teachers, warm, scores)
             if not driver.done:
                 executor(resources).run(driver)
     return RunResult(
@@ -223,6 +225,17 @@ def run_search(
         driver.exhausted,
         driver.stop_signal,
     )
+
+
+def _scores(space: Space, data: Mapping[schema.Data, Data], seed: int, folder: Path) -> Any:
+    """What gives the sampler its zero-cost scores; None where none are asked for. Raises MnetError."""
+    if not space.file.search.scores:
+        return None
+    if len(data) != 1:
+        why = "the data vary" if data else "nothing is trained"
+        raise MnetError(f"search.scores: they are taken on the study's images, and here {why}; leave them out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return score_table(space, next(iter(data.values())), seed, folder / "scores.json")
 
 
 def warm_study(store: Store, space: Space, study: str) -> StudyWriter | None:

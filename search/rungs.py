@@ -12,11 +12,11 @@ from mnet_search.models.tables import lookup
 from mnet_search.search.samplers import Curve, Proposer
 from mnet_search.search.schedulers import SCHEDULERS, Reached, Scheduler, halving_rungs, places
 from mnet_search.search.training import Epoch
-from mnet_search.spaces.schema import COST_NAMES, Value
+from mnet_search.spaces.schema import COST_NAMES
 from mnet_search.spaces.space import Params, Space
 from mnet_search.studies.writer import StudyWriter, TrialRecord
 
-Run: TypeAlias = tuple[str, int, tuple[tuple[str, Value], ...]]  # a network, its seed, and how it was chosen
+Run: TypeAlias = tuple[str, int]  # a network, by the space's key, and its seed
 # What a curve holds of an objective that is learnt; accuracy stands for one's own.
 COLUMNS = {"validation_loss": "validation_loss"}
 
@@ -38,10 +38,11 @@ class Rungs:
         self._judged: set[tuple[int, int]] = set()
         self._stopped: dict[int, TrialRecord] = {}
         self._gone_on: set[Run] = set()
+        self._numbers: dict[Run, int] = {}  # of the first trial of a run: one that goes on is no second measure
 
     def of(self, record: TrialRecord, epochs: int) -> tuple[int, ...]:
         """The epochs after which this trial of `epochs` is judged."""
-        return tuple(rung for rung in self._scheduler.rungs(record.number) if rung < epochs)
+        return tuple(rung for rung in self._scheduler.rungs(self._number(record)) if rung < epochs)
 
     def take_up(self, record: TrialRecord, curve: Mapping[int, Mapping[str, float | None]]) -> None:
         """A trial of an earlier run, with what the study has of its curve; failed ones are no measure for others."""
@@ -50,7 +51,7 @@ class Rungs:
         if record.state == "stopped":
             self._stopped[record.number] = record
         else:
-            self._gone_on.add(_run(record))
+            self._gone_on.add(self._run(record))
         for epoch, figures in curve.items():
             value = figures[self.column]
             if value is not None:
@@ -66,6 +67,7 @@ class Rungs:
         reason = self._scheduler.judge(reached) if reached is not None and ends else None
         if reason is not None:
             self._stopped[record.number] = record
+            self._gone_on.discard(self._run(record))
         return reason
 
     def best_stopped(self) -> TrialRecord | None:
@@ -79,19 +81,19 @@ class Rungs:
 
     def stopped(self, key: str) -> TrialRecord | None:
         """The trial of a network, by the space's key, that was stopped early and has not gone on."""
-        return next((r for r in self._left().values() if self._space.key(r.chosen, r.arch_id) == key), None)
+        return next((r for r in self._left().values() if self._run(r)[0] == key), None)
 
     def _left(self) -> dict[int, TrialRecord]:
-        return {number: r for number, r in self._stopped.items() if _run(r) not in self._gone_on}
+        return {number: r for number, r in self._stopped.items() if self._run(r) not in self._gone_on}
 
     def go_on(self, stopped: TrialRecord, record: TrialRecord) -> None:
         """A trial that was stopped early goes on as another, `record`."""
-        self._gone_on.add(_run(record))
+        self._gone_on.add(self._run(record))
         self._curves[record.number] = dict(self._curves[stopped.number])
 
     def was_stopped(self, record: TrialRecord) -> bool:
         """Whether the same run was stopped early before."""
-        return any(_run(other) == _run(record) for n, other in self._stopped.items() if n != record.number)
+        return any(self._run(other) == self._run(record) for n, other in self._stopped.items() if n != record.number)
 
     def curve(self, number: int) -> Curve:
         """The figure after each epoch of a trial."""
@@ -101,7 +103,7 @@ class Rungs:
         if not math.isfinite(value):
             return None
         self._curves[record.number][epoch] = value
-        if epoch not in self._scheduler.rungs(record.number):
+        if epoch not in self._scheduler.rungs(self._number(record)):
             return None
         reached = self._reached(record, epoch, value)
         self._scheduler.record(reached)
@@ -110,11 +112,13 @@ class Rungs:
 
     def _reached(self, record: TrialRecord, epoch: int, value: float) -> Reached:
         error = value if self.column == "validation_loss" else -value
-        return Reached(record.number, epoch, error, known_costs(self._space, record.chosen))
+        return Reached(self._number(record), epoch, error, known_costs(self._space, record.chosen))
 
+    def _run(self, record: TrialRecord) -> Run:
+        return self._space.key(record.chosen, record.arch_id), record.seed
 
-def _run(record: TrialRecord) -> Run:
-    return record.arch_id, record.seed, tuple(record.chosen.items())
+    def _number(self, record: TrialRecord) -> int:
+        return self._numbers.setdefault(self._run(record), record.number)
 
 
 def known_costs(space: Space, params: Params) -> tuple[float, ...]:

@@ -19,9 +19,10 @@ from optuna.trial import TrialState
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import lookup
+from mnet_search.search.candidates import Candidates
 from mnet_search.search.distributions import distribution, suggest
 from mnet_search.search.evolution import EvolutionSampler
-from mnet_search.search.pareto_sampler import CURVE, OTHER_STUDY, ParetoSampler
+from mnet_search.search.pareto_sampler import CURVE, OTHER_STUDY, Figures, ParetoSampler
 from mnet_search.spaces.space import Params, Space
 
 Curve: TypeAlias = Mapping[int, float]  # accuracy after each epoch
@@ -132,13 +133,19 @@ class GridProposer:
         """A grid does not learn; networks that are known already are passed over by the driver."""
 
 
-def make_proposer(space: Space, seed: int) -> Proposer:
-    """The proposer that the space asks for: a row of SAMPLERS, or any Optuna sampler class as package.module:Class,
-    made with `seed=`.
+def make_proposer(space: Space, seed: int, scores: Callable[[Candidates], Figures] | None = None) -> Proposer:
+    """The proposer that the space asks for: a row of SAMPLERS, or any Optuna sampler class (or what makes one) as
+    package.module:Class, made with `seed=`. `scores` are further figures for the pareto sampler to learn from.
 
-    Raises MnetError for an unknown name, or a class that is no Optuna sampler.
+    Raises MnetError for an unknown name, a class that is no Optuna sampler, scores for another sampler.
     """
     name = space.file.search.sampler
+    if scores is not None:
+        if name != "pareto":
+            raise MnetError(
+                f"search.scores: sampler {name!r} does not learn from scores; use pareto, or leave them out"
+            )
+        return OptunaProposer(space, ParetoSampler(space, seed, scores=scores))
     entry: Any = lookup(SAMPLERS, name, "sampler")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -142,9 +142,11 @@ def dominated(one: Reached, others: Sequence[Reached]) -> bool:
 
 def places(reached: Sequence[Reached]) -> list[int]:
     """The place of each trial among those at its rung, from 0: by non-domination, then crowding, then number."""
-    order = ranks(np.array([(r.error, *r.costs) for r in reached]), ["minimize"] * (1 + len(reached[0].costs)))
+    # Distinct figures, sorted: crowding depends on the order of those that are equal in something.
+    table, inverse = np.unique(np.array([(r.error, *r.costs) for r in reached]), axis=0, return_inverse=True)
+    order = ranks(table, ["minimize"] * table.shape[1])[inverse.reshape(-1)]
     found = [0] * len(reached)
-    for place, index in enumerate(np.lexsort(([r.trial for r in reached], order))):
+    for place, index in enumerate(np.lexsort((np.array([r.trial for r in reached]), order))):
         found[int(index)] = place
     return found
 

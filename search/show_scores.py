@@ -10,17 +10,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.table import Table
 from scipy.stats import rankdata, spearmanr  # type: ignore[import-untyped]
-from torch import Tensor
 
 from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.families import create
 from mnet_search.models.tables import lookup
-from mnet_search.search.data import Data, StreamedSplit, load, stratified_subset
+from mnet_search.search.data import Data, load
 from mnet_search.search.printing import echo, print_json, print_table
 from mnet_search.search.run import data_options, stored_space
+from mnet_search.search.score_table import training_batch
 from mnet_search.search.zero_cost import BAR, SCORES, Scored, measure_scores
 from mnet_search.studies import frame as frames
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-BATCH_IMAGES = 64
 LEAST_NETWORKS = 5
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)  # percentiles: a 95 % interval
@@ -101,19 +99,6 @@ def finished_networks(frame: pd.DataFrame, study: str) -> pd.DataFrame:
             f"rank correlation needs; let the search run on: {more}"
         )
     return found
-
-
-def training_batch(data: Data, resolution: int) -> tuple[Tensor, Tensor]:
-    """BATCH_IMAGES training images uint8 (N, C, H, W), classes in proportion, one of each at least, and their labels.
-
-    Pictures that are decoded on the way come at `resolution`, others in the size in which they are stored.
-    """
-    part = data.train
-    count = min(max(BATCH_IMAGES, data.facts.classes), len(part))
-    chosen = torch.from_numpy(stratified_subset(part.labels.cpu().numpy(), count, seed=0))
-    if isinstance(part, StreamedSplit):
-        part = part.at(resolution, torch.device("cpu"))
-    return next(iter(part.batches([chosen])))
 
 
 def rank(names: Sequence[str], scored: Sequence[Mapping[str, Scored]], accuracy: Array) -> list[Ranking]:

@@ -125,7 +125,7 @@ def _evaluate(job: Job, function: Callable[[OwnTrial], Any] | None, emit: Callab
         figures = measured(function(trial), tuple(job.measured))
     except MnetError as error:
         raise TrialFailed(str(error)) from error
-    except Exception as error:  # whatever it is, the trial fails with it and the search goes on
+    except (Exception, SystemExit) as error:  # whatever it is, the trial fails with it and the search goes on
         raise TrialFailed(f"evaluate raised {type(error).__name__}: {_first_line(error)}") from error
     emit(Outcome(figures, environment(torch.device("cpu"), job.threads), "", ""))
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 Value: TypeAlias = bool | int | float | str
 COST_NAMES = ("params", "mult_adds", "activations", "peak_activations", "weight_bytes")
@@ -45,6 +45,12 @@ def _one_value(value: Any) -> Any:
 
 
 OneValue = Annotated[Value, BeforeValidator(_one_value)]
+
+
+def _function(value: str) -> str:
+    if not re.fullmatch(r"[\w.]+:[\w.]+", value):
+        raise ValueError(f"write package.module:function, got {value!r}")
+    return value
 
 
 class Choice(Strict):
@@ -265,9 +271,8 @@ class SpaceFile(Strict):
             WithJsonSchema({"description": "a list, a single value, {values, when} or {min, max, step|log, when}"}),
         ],
     ] = Field(description="options of the family and the values to search; stages.N.OPTION reaches one stage")
-    evaluate: str | None = Field(
+    evaluate: Annotated[str, AfterValidator(_function)] | None = Field(
         default=None,
-        pattern=r"^[\w.]+:[\w.]+$",
         description="package.module:function that evaluates a network in place of training; nothing of `data` is read",
     )
     objectives: dict[str, Literal["maximize", "minimize"]] = {

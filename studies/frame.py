@@ -28,17 +28,18 @@ def load(store: Store, study: str) -> pd.DataFrame:
     Columns: number, state (finished, running, failed, stopped), arch_id, family, seed, accuracy (of validation, 0..1),
     validation_loss, latency_ms with its quartiles latency_q1_ms and latency_q3_ms, params, mult_adds, activations,
     epochs, seconds (of training), attempts, reason, started, finished, checkpoint, options (the resolved network's),
-    and `param.NAME` for each parameter of the space (missing where it was not active). Raises StorageError for an
-    unknown study.
+    `NAME` for each objective of the user's own, and `param.NAME` for each parameter of the space (missing where it was
+    not active). Raises StorageError for an unknown study.
     """
     study_id = store.row(study)["study_id"]
     with store._read() as connection:
         rows = connection.execute(text(_TRIALS), {"study_id": study_id}).mappings().all()
     names = list(store.row(study)["space"]["parameters"])
-    frame = pd.DataFrame([_row(row, names) for row in rows], columns=_columns(names))
+    own = [name for name in store.objectives(study) if name not in _columns([], [])]
+    frame = pd.DataFrame([_row(row, own, names) for row in rows], columns=_columns(own, names))
     for column in ("started", "finished"):
         frame[column] = pd.to_datetime(frame[column])
-    for column in (*METRICS, "seconds"):
+    for column in (*METRICS, *own, "seconds"):
         frame[column] = frame[column].astype(float)
     return frame
 
@@ -59,7 +60,7 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     return pd.DataFrame([tuple(row) for row in rows], columns=["number", "epoch", *db.CURVE_COLUMNS])
 
 
-def _columns(names: list[str]) -> list[str]:
+def _columns(own: list[str], names: list[str]) -> list[str]:
     known = [
         "number",
         "state",
@@ -76,6 +77,7 @@ def _columns(names: list[str]) -> list[str]:
     ]
     return [
         *known,
+        *own,
         "reason",
         "started",
         "finished",
@@ -86,7 +88,7 @@ def _columns(names: list[str]) -> list[str]:
     ]
 
 
-def _row(row: Any, names: list[str]) -> dict[str, Any]:
+def _row(row: Any, own: list[str], names: list[str]) -> dict[str, Any]:
     metrics, chosen = _json(row["metrics"]), _json(row["chosen"])
     plain = (
         "number",
@@ -106,7 +108,7 @@ def _row(row: Any, names: list[str]) -> dict[str, Any]:
         {name: row[name] for name in plain}
         | {"state": STATES[row["state"]], "reason": row["reason"] or "", "options": _json(row["options"])}
         | {"checkpoint": row["checkpoint"] or "", "checkpoint_sha256": row["checkpoint_sha256"] or ""}
-        | {name: metrics.get(name) for name in METRICS}
+        | {name: metrics.get(name) for name in (*METRICS, *own)}
         | {f"param.{name}": chosen.get(name) for name in names}
     )
 

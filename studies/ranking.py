@@ -14,12 +14,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def ranks(values: Any, directions: Sequence[str]) -> Array:
     """(N, M) -> (N,) whole numbers, 0 the best: rows of an earlier layer first; within a layer the lonelier first, the
-    ends of the layer before all. Rows that differ in neither share a rank. A row with a NaN comes last.
+    ends of the layer before all. Rows that differ in neither share a rank. Rows with a NaN share the last.
     """
-    table = np.asarray(values, dtype=float)
+    table = np.asarray(values, dtype=float).reshape(-1, len(directions))
     layers = non_domination_layers(table, directions)
     lonely = np.zeros(len(table))
-    for layer in np.unique(layers):
+    for layer in np.unique(layers[layers < len(table)]):
         lonely[layers == layer] = crowding(table[layers == layer])
     pairs = np.column_stack([layers, -lonely])
     _, found = np.unique(pairs, axis=0, return_inverse=True)
@@ -28,7 +28,7 @@ def ranks(values: Any, directions: Sequence[str]) -> Array:
 
 def non_domination_layers(values: Any, directions: Sequence[str]) -> Array:
     """(N, M) -> (N,): 0 for rows that none dominates, 1 for those that only rows of layer 0 dominate, and so on."""
-    table = np.asarray(values, dtype=float)
+    table = np.asarray(values, dtype=float).reshape(-1, len(directions))
     layers = np.full(len(table), len(table))
     left = np.flatnonzero(~np.isnan(table).any(axis=1))
     layer = 0
@@ -41,14 +41,16 @@ def non_domination_layers(values: Any, directions: Sequence[str]) -> Array:
 
 def crowding(values: Array) -> Array:
     """How far the neighbours of each row (N, M) are apart, summed over the objectives by the share of their range; the
-    ends of each objective are infinitely far from any.
+    ends of each objective are infinitely far from any. An infinite range has no shares: neighbours in it add nothing.
     """
     found = np.zeros(len(values))
     for column in values.T:
         order = np.argsort(column, kind="stable")
-        span = column[order[-1]] - column[order[0]]
         gaps = np.full(len(values), np.inf)
         if len(values) > 2:
-            gaps[1:-1] = (column[order[2:]] - column[order[:-2]]) / span if span > 0 else 0.0
+            with np.errstate(invalid="ignore"):  # between two infinities
+                span = column[order[-1]] - column[order[0]]
+                between = (column[order[2:]] - column[order[:-2]]) / (span if span > 0 else np.inf)
+            gaps[1:-1] = np.nan_to_num(between, nan=0.0)
         found[order] += gaps
     return found
