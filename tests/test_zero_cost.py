@@ -395,3 +395,37 @@ def test_the_command_refuses_in_one_line(study: Path, arguments: tuple[str, ...]
     assert done.returncode != 0
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_pareto_sampler_learns_from_scores_and_keeps_them(tmp_path: Path) -> None:
+    text = TINY.replace("sampler: grid", "sampler: pareto, scores: [synflow, grad_norm]").replace(
+        "epochs: 2", "epochs: 1"
+    )
+    assert search(tmp_path, text, n_trials=6).n_new == 6  # the first five are drawn
+    kept = tmp_path / "runs" / "tiny" / "scores.json"
+    (networks,) = json.loads(kept.read_text()).values()
+    assert len(networks) == 8
+    assert all(set(row) == {"synflow", "grad_norm"} for row in networks.values())
+    written = kept.stat().st_mtime_ns
+    assert search(tmp_path, text, n_trials=7).n_new == 1
+    assert kept.stat().st_mtime_ns == written  # read, not made again
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("sampler: grid", "sampler: tpe, scores: [synflow]"), "sampler 'tpe' does not learn from scores; use pareto"),
+        (("sampler: grid", "sampler: pareto, scores: [synflo]"), "unknown score 'synflo'; did you mean synflow?"),
+        (
+            ("width: [0.1, 0.12, 0.15, 0.2]", "width: {min: 0.1, max: 0.4, step: 0.0001}"),
+            "for 2,000 codes at most; this space has 6,002: leave search.scores out",
+        ),
+    ],
+)
+def test_scores_that_cannot_be_used_are_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    text = TINY.replace(*change)
+    if "scores" not in text:
+        text = text.replace("sampler: grid", "sampler: pareto, scores: [synflow]")
+    with pytest.raises(MnetError) as caught:
+        search(tmp_path, text, n_trials=1)
+    assert message in str(caught.value)
