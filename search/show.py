@@ -321,7 +321,8 @@ def _print_front(frame: pd.DataFrame, objectives: Mapping[str, str], title: str,
             cells += [str(row["n"]), shown, f"{row['probability']:.2f}"]
         table.add_row(str(row["number"]), *[row["state"]] * state, *cells, show_params(chosen))
     # As a line of its own, which no narrow table breaks.
-    Console(highlight=False).print(Text(title, style="bold"), soft_wrap=True)
+    console = Console(highlight=False)
+    console.print(Text(title, style="bold"), soft_wrap=not console.is_terminal)
     print_table(table)
 
 
