@@ -193,6 +193,9 @@ def run_search(
     n_trials = count_trials(space, found, options.n_trials)
     seed = space.file.search.seed if options.seed is None else options.seed
     check_runs_dir(options.runs_dir)
+    if space.file.search.warm_start is not None:
+        with Store(options.storage) as store:  # not made where it is not there
+            warm_study(store, space, name)
     trained = space.file.evaluate is None and function is None
     teachers = check_teachers(space) if trained else {}
     cache = (options.runs_dir / DATA_CACHE).resolve()

@@ -238,12 +238,14 @@ def test_a_warm_start_teaches_and_its_networks_may_be_trained_again(tmp_path: Pa
 
 
 def test_a_warm_start_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    Search(PARETO, evaluate=good, study="one", n_trials=1, **settings(tmp_path)).run()
-
     def warm(name: str, study: str = "two", **changes: Any) -> Search:
         space = {**PARETO, **changes, "search": {**PARETO["search"], "warm_start": name}}
         return Search(space, evaluate=good, study=study, **settings(tmp_path))
 
+    with pytest.raises(StorageError, match="no such database"):
+        warm("one").run()
+    assert not list(tmp_path.glob("*.db"))
+    Search(PARETO, evaluate=good, study="one", n_trials=1, **settings(tmp_path)).run()
     with pytest.raises(StorageError, match=r"no study .onee. in .*; did you mean one\?") as caught:
         warm("onee").run()
     assert caught.value.exit_code == 3
