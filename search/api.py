@@ -13,6 +13,7 @@ result = Search("spaces/macro.yaml", evaluate=look_up, study="table").run()
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -124,7 +125,18 @@ def _space(space: Space | str | Path | Mapping[str, Any], overrides: list[str], 
 
 
 def _name(evaluate: Evaluate) -> str:
-    """A callable's name as a space file has it."""
+    """A callable's name as a space file has it; of one without a name of its own, with a digest of its code. Raises
+    MnetError for what cannot be called.
+    """
+    if not callable(evaluate):
+        raise MnetError(
+            f"evaluate={evaluate!r} cannot be called; pass the function itself, or name it in the space (evaluate: "
+            "package.module:function)"
+        )
+    code = getattr(evaluate, "__code__", None)
     module = getattr(evaluate, "__module__", None) or "callable"
     name = getattr(evaluate, "__qualname__", type(evaluate).__name__)
+    if code is not None and "<" in name:
+        told = (code.co_code, [constant for constant in code.co_consts if not hasattr(constant, "co_code")])
+        name += f"_{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
     return ":".join(re.sub(r"[^\w.]", "", part) for part in (module, name))

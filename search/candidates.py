@@ -23,7 +23,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 MOST_CANDIDATES = 50_000  # codes of a space that is looked at whole
 SAMPLED = 4_000  # networks held of a larger one,
-LEAST_NEW = 1_000  # of which at least so many are new at each proposal
+NEW = 500  # of which so many are new at each proposal
 TRIES = 20  # draws for each network wanted: a space may be full of networks that are known or over the budget
 MOST_KNOWN = 100  # draws in a row of networks that are there already, after which a space counts as drawn out
 ORDERED = 3  # numbers from which on a list is ordered and not a set of categories
@@ -105,7 +105,7 @@ class Candidates:
         self.rows = [self.rows[i] for i in kept]
         self._index = {row.key: i for i, row in enumerate(self.rows)}
         self._by_code, self._costs = {}, {}
-        self.grow(rng, bred, max(SAMPLED - len(self.rows), LEAST_NEW))
+        self.grow(rng, bred, NEW)
 
     def grow(self, rng: random.Random, parents: Sequence[Params], n: int) -> None:
         """Add up to `n` networks: where there are `parents`, half of them mutations and crossovers of those."""

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
 from mnet_search.spaces.schema import Choice, Parameter, Range, Value
 from mnet_search.spaces.space import Params, Space
+
+
+class SpaceSampler(optuna.samplers.BaseSampler):
+    """A sampler that chooses whole assignments of a space: `choose` is all that one needs."""
+
+    def __init__(self, space: Space, seed: int = 0):
+        self._space, self._seed = space, seed
+
+    def choose(self, study: optuna.Study, trial: FrozenTrial) -> Params:
+        """The parameters of a new trial."""
+        raise NotImplementedError
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Every parameter of the space; none where the trial was enqueued with its own."""
+        if "fixed_params" in trial.system_attrs:
+            return {}
+        return {name: distribution(parameter) for name, parameter in self._space.parameters.items()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """What `choose` says, of a trial without parameters of its own."""
+        return dict(self.choose(study, trial)) if search_space else {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Value:
+        """An even draw, for what was not chosen."""
+        return self._space.draw(param_name, random.Random(f"{self._seed}:{trial.number}:{param_name}"))
 
 
 def suggest(space: Space, trial: optuna.trial.Trial) -> Params:

@@ -109,7 +109,7 @@ class Driver:
         self._rng = random.Random(f"{self.settings.seed}:{len(records)}")
         # A resumed run draws on from where it is: the same stream again would only propose what is known already.
         self._proposer: Proposer = make_proposer(
-            self.space, self.settings.seed + 1_000_003 * len(records), self._scores
+            self.space, (self.settings.seed + 1_000_003 * len(records)) % 2**31, self._scores
         )
         if warm is not None:
             teach(self._proposer, warm, self._rungs, other_study=True)
@@ -210,6 +210,7 @@ class Driver:
         record = self.running[trial_id]
         self.study.fail(trial_id, reason)
         self._end(trial_id, None)
+        self._repeats.failed(self.space.key(record.chosen, record.arch_id))
         self.n_failed += 1
         self.progress.failed(record, reason)
 

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 from mnet_search.models.arch import MnetError
 from mnet_search.search.driver import Driver
-from mnet_search.search.handoff import TrialTimeout
+from mnet_search.search.handoff import Ended, TrialTimeout
 from mnet_search.search.own_evaluation import OwnTrial
 from mnet_search.search.training import Epoch
-from mnet_search.search.trial import Job, Outcome, TrialFailed, run_trial
+from mnet_search.search.trial import Job, Outcome, TrialFailed, evaluate_by, run_trial
 
 POLL_S = 0.2
 
@@ -195,7 +195,8 @@ class InlineExecutor:
     """One trial after another in this process: for evaluation by a function of the user's own, which may be any
     callable.
 
-    A function that hangs is left behind in its thread at the trial's timeout; without one it hangs the search.
+    The function is called in the thread that searches; with a timeout in one of its own, which is left behind where it
+    hangs.
     """
 
     def __init__(self, resources: Resources, function: Callable[[OwnTrial], Any] | None = None):
@@ -210,6 +211,9 @@ class InlineExecutor:
                     self._run(driver, job, driver.trial_id(job))
 
     def _run(self, driver: Driver, job: Job, trial_id: int) -> None:
+        if (job.evaluate or self._function) and job.timeout_s is None:
+            self._call(driver, job, trial_id)
+            return
         with contextlib.closing(_messages(job, self._function)) as messages:
             for kind, content in messages:
                 if kind == "outcome":
@@ -218,6 +222,27 @@ class InlineExecutor:
                     driver.on_failure(trial_id, content)
                 elif not driver.on_epoch(trial_id, Epoch(**content)) or driver.stopping:
                     return
+
+    def _call(self, driver: Driver, job: Job, trial_id: int) -> None:
+        over = False
+
+        def emit(event: Epoch | Outcome) -> None:
+            nonlocal over
+            if over:  # somebody caught what was raised at the last one
+                raise Ended
+            if isinstance(event, Outcome):
+                driver.on_outcome(trial_id, event)
+            elif not driver.on_epoch(trial_id, event) or driver.stopping:
+                over = True
+                raise Ended
+
+        try:
+            evaluate_by(job, self._function, emit)
+        except Ended:
+            return
+        except TrialFailed as error:
+            if not over:
+                driver.on_failure(trial_id, str(error))
 
 
 # ---------------------------------------------------------------- Ray Tune

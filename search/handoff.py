@@ -35,9 +35,14 @@ def in_thread(work: Callable[[Callable[[T], None]], None], timeout_s: float | No
     made: queue.Queue[Any] = queue.Queue(1)
     wanted: queue.Queue[bool] = queue.Queue(1)
 
+    over = threading.Event()
+
     def emit(thing: T) -> None:
+        if over.is_set():  # somebody caught what was raised at the last one
+            raise Ended
         made.put(thing)
         if not wanted.get():
+            over.set()
             raise Ended
 
     def run() -> None:
@@ -47,6 +52,8 @@ def in_thread(work: Callable[[Callable[[T], None]], None], timeout_s: float | No
             made.put(_END)
         except Ended:
             pass
+        except KeyboardInterrupt:  # of the work's own making: Ctrl-C comes to the main thread
+            made.put(TrialFailed("the trial raised KeyboardInterrupt"))
         except BaseException as error:  # noqa: BLE001  # raised again in the thread that waits
             made.put(error)
 

@@ -14,23 +14,23 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sklearn.linear_model import Ridge
 
 from mnet_search.models.arch import MnetError
 from mnet_search.search.accuracy_model import AccuracyModel, Observation
 from mnet_search.search.candidates import Candidates
-from mnet_search.search.distributions import distribution
+from mnet_search.search.distributions import SpaceSampler
 from mnet_search.search.gain import expected_gain
-from mnet_search.spaces.schema import COST_NAMES, Value
-from mnet_search.spaces.space import Space
+from mnet_search.spaces.schema import COST_NAMES
+from mnet_search.spaces.space import Params, Space
 from mnet_search.studies.pareto import non_dominated
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,7 +48,7 @@ BEST_KEPT = 1_000  # candidates of a large space that stay for the next proposal
 CURVE, OTHER_STUDY = "curve", "other_study"
 
 
-class ParetoSampler(optuna.samplers.BaseSampler):
+class ParetoSampler(SpaceSampler):
     """Proposes the network with the largest expected gain in hypervolume, among those that no trial has trained.
 
     One objective is learnt: accuracy or validation_loss, by the logarithm of the error, or one of the user's own. All
@@ -64,17 +64,10 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         Raises MnetError where not exactly one objective is to be learnt, there are more than four costs, or no network
         is within the budgets.
         """
-        self._space, self._seed = space, seed
-        self._names = list(space.file.objectives)
-        learnt = [name for name in self._names if not is_cost(name)]
-        if len(learnt) != 1 or len(self._names) - 1 > MOST_COSTS:
-            raise MnetError(
-                f"objectives {', '.join(self._names)}: the pareto sampler takes one objective that is learnt "
-                f"(accuracy, validation_loss or your own; here: {', '.join(learnt) or 'none'}) and up to {MOST_COSTS} "
-                "costs; use search.sampler: tpe or nsga2 for others"
-            )
-        self._learnt = self._names.index(learnt[0])
-        self._figure = figure_of(learnt[0], space.file.objectives[learnt[0]])
+        super().__init__(space, seed)
+        learnt = learnt_objective(space)
+        self._learnt = list(space.file.objectives).index(learnt)
+        self._figure = figure_of(learnt, space.file.objectives[learnt])
         self._candidates = Candidates(space, seed)
         if not len(self._candidates):
             raise MnetError(f"no network of the space {space.name} was found within its constraints; raise the budgets")
@@ -82,36 +75,23 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         self._model: AccuracyModel | None = None
         self._table: Array | None = None  # features of the candidates
         self._gains = np.zeros(0)  # of the last proposal
+        self._given: dict[int, Params] = {}  # by the number of a trial whose parameters may not be stored yet
+        self._lock = threading.Lock()  # Optuna asks from several threads where n_jobs says so
 
-    # ------------------------------------------------------------ Optuna's side
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Every parameter of the space; none where the trial was enqueued with its own."""
-        if "fixed_params" in trial.system_attrs:
-            return {}
-        return {name: distribution(parameter) for name, parameter in self._space.parameters.items()}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Value]:
+    def choose(self, study: optuna.Study, trial: FrozenTrial) -> Params:
         """The parameters of the best candidate."""
-        if not search_space:
-            return {}
-        return dict(self._candidates.rows[self._choose(study, trial)].params)
+        with self._lock:
+            chosen = self._candidates.rows[self._best(study, trial)].params
+            self._given[trial.number] = chosen
+        return chosen
 
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Value:
-        """An even draw, for what the search did not choose."""
-        return self._space.draw(param_name, random.Random(f"{self._seed}:{trial.number}:{param_name}"))
-
-    # ------------------------------------------------------------ the choice
-
-    def _choose(self, study: optuna.Study, trial: FrozenTrial) -> int:
+    def _best(self, study: optuna.Study, trial: FrozenTrial) -> int:
         """The index of the candidate to train next."""
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and self._params(t)]
         known = self._read(trials)
-        if not self._candidates.whole:
+        n_begun = len(known.taken | known.held | {o.candidate for o in known.told})
+        drawing = n_begun < len(FIRST_QUANTILES) or len(known.told) < LEAST_TRIALS
+        if not (self._candidates.whole or drawing):
             self._renew(known, trial.number)
             known = self._read(trials)
         free = np.ones(len(self._candidates), dtype=bool)
@@ -121,8 +101,7 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         if not free.any():
             return 0  # all are known: whoever asks sees it
         costs = self._costs(trials)
-        n_begun = len(known.taken | known.held | {o.candidate for o in known.told})
-        if n_begun < len(FIRST_QUANTILES) or len(known.told) < LEAST_TRIALS:
+        if drawing:
             return self._first(n_begun, costs, fresh if fresh.any() else free)
         features = self._features()
         if self._model is None:
@@ -144,6 +123,12 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         self._gains = gains
         return int(np.argmax(np.where(free, gains, -1.0)))
 
+    def _params(self, trial: FrozenTrial) -> Params:
+        """A trial's parameters: those that it was given, while they are stored one by one."""
+        if trial.state != TrialState.RUNNING:
+            self._given.pop(trial.number, None)
+        return self._given.get(trial.number, trial.params)
+
     def _worst(self, figures: Array) -> float:
         """The error from which volumes are measured: a tenth of the range beyond the worst."""
         errors = self._figure.error(figures)
@@ -164,7 +149,7 @@ class ParetoSampler(optuna.samplers.BaseSampler):
         curves: list[tuple[dict[int, float], float]] = []
         stopped: list[tuple[int, dict[int, float]]] = []
         for t in trials:
-            index = self._candidates.add(t.params)
+            index = self._candidates.add(self._params(t))
             if index is None:
                 continue
             own = not t.user_attrs.get(OTHER_STUDY)
@@ -289,6 +274,19 @@ def extrapolated(
     slope, offset = np.polyfit(pairs[:, 0], pairs[:, 1], 1)
     left = pairs[:, 1] - (slope * pairs[:, 0] + offset)
     return [Observation(index, float(slope * curve[epoch] + offset), float(left @ left) / (len(pairs) - 2))]
+
+
+def learnt_objective(space: Space) -> str:
+    """The one objective that is to be learnt. Raises MnetError where there is not exactly one, or too many costs."""
+    names = list(space.file.objectives)
+    learnt = [name for name in names if not is_cost(name)]
+    if len(learnt) != 1 or len(names) - 1 > MOST_COSTS:
+        raise MnetError(
+            f"objectives {', '.join(names)}: the pareto sampler takes one objective that is learnt "
+            f"(accuracy, validation_loss or your own; here: {', '.join(learnt) or 'none'}) and up to {MOST_COSTS} "
+            "costs; use search.sampler: tpe or nsga2 for others"
+        )
+    return learnt[0]
 
 
 def is_cost(name: str) -> bool:

@@ -32,6 +32,7 @@ class Repeats:
         self._wanted, self._n_trials, self._study = wanted, n_trials, study
         self._seeds: dict[str, set[int]] = defaultdict(set)
         self._finished: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._records: dict[int, tuple[str, TrialRecord]] = {}
         self._waiting: deque[tuple[str, TrialRecord]] = deque()
         self._asked_at = -1
@@ -46,6 +47,10 @@ class Repeats:
         self._records[record.number] = key, record
         if isinstance(self._wanted, int) and self._wanted > 1 and self._finished[key] == 1:
             self._waiting.append((key, record))
+
+    def failed(self, key: str) -> None:
+        """A run of a network has failed in this run of the search: its seed is not tried again here."""
+        self._failed[key] += 1
 
     def is_repeat(self, key: str) -> bool:
         """Whether the network was trained to its end before."""
@@ -75,15 +80,15 @@ class Repeats:
         images = store.provenance(name).get("validation_images")
         result = front_confidence(load(store, name), store.objectives(name), images)
         chances = dict(zip(result.networks["number"], result.networks["probability"], strict=True))
-        if result.noise_source == "unknown":  # nothing tells it until some networks of the front were trained again
-            again = {number for number, (key, _) in self._records.items() if len(self._seeds[key]) > 1}
+        first: list[int] = []
+        if result.noise_source != "sampling":  # nothing tells the noise but runs of some networks of the front
+            n_again = sum(len(seeds) > 1 for seeds in self._seeds.values())
             rows = result.networks[result.networks["on_front"]]
-            first = [n for n in rows["number"] if n not in again][: LEAST_REPEATED - result.n_repeated]
-        else:
-            first = []
+            once = [number for number in rows["number"] if len(self._seeds[self._records[number][0]]) == 1]
+            first = once[: max(LEAST_REPEATED - n_again, 0)]
         for number in first or doubtful(result):
             key, record = self._records[number]
-            running = len(self._seeds[key]) > self._finished[key]
+            running = len(self._seeds[key]) > self._finished[key] + self._failed[key]
             if not first and chances[number] * (1 - chances[number]) < LEAST_DOUBT:
                 return None
             if not running and len(self._seeds[key]) < MOST_RUNS:

@@ -17,13 +17,14 @@ from mnet_search.models.tables import lookup
 from mnet_search.search import provenance
 from mnet_search.search.data import DATASETS, Data, DataOptions, describe, read
 from mnet_search.search.data_cache import pinned, share
-from mnet_search.search.driver import Driver, Progress, Settings, absolute
+from mnet_search.search.driver import Driver, FailureBudgetError, Progress, Settings, absolute
 from mnet_search.search.executors import EXECUTORS, InlineExecutor, decide_resources
 from mnet_search.search.objectives import OBJECTIVES
 from mnet_search.search.optimisers import OPTIMISERS
 from mnet_search.search.own_evaluation import OwnTrial, find_function
 from mnet_search.search.recipes import RECIPES, SCHEDULES, TrainingOptions
-from mnet_search.search.samplers import SAMPLERS
+from mnet_search.search.rungs import Rungs
+from mnet_search.search.samplers import SAMPLERS, check_sampler
 from mnet_search.search.schedulers import SCHEDULERS
 from mnet_search.search.score_table import score_table
 from mnet_search.search.speed import SpeedOptions
@@ -192,6 +193,10 @@ def run_search(
     resources = decide_resources(asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
     n_trials = count_trials(space, found, options.n_trials)
     seed = space.file.search.seed if options.seed is None else options.seed
+    if not 0 <= seed < 2**31:
+        raise MnetError(f"--seed {seed}: a seed is a whole number from 0 to {2**31 - 1:,}")
+    check_sampler(space)
+    Rungs(space)
     check_runs_dir(options.runs_dir)
     if space.file.search.warm_start is not None:
         with Store(options.storage) as store:  # not made where it is not there
@@ -200,6 +205,7 @@ def run_search(
     teachers = check_teachers(space) if trained else {}
     cache = (options.runs_dir / DATA_CACHE).resolve()
     data = read_all(space, _earlier(options.storage, name)) if trained else {}
+    scores = _scores(space, data, seed, options.runs_dir / name)
     facts = provenance.collect(["mnet-search", *sys.argv[1:]])
     facts |= _data_facts(data) | {"teachers": teachers, "recipes": recipes_of(space)}
     facts |= {"executor": options.executor, "resources": asdict(resources)}
@@ -210,7 +216,6 @@ def run_search(
             check_same_sources(name, store.provenance(name), facts)
             study.begin_run(n_trials, options.runs_dir, facts)
             settings = Settings(n_trials, options.runs_dir, seed, options.max_failures)
-            scores = _scores(space, data, seed, options.runs_dir / name)
             digests = {setting: images.digest for setting, images in data.items()}
             while data:  # trial processes map them; the driver needs none
                 share(data.popitem()[1], cache)
@@ -218,6 +223,11 @@ def run_search(
             driver = Driver(study, space, found, settings, template, progress, digests, teachers, warm, scores)
             if not driver.done:
                 executor(resources).run(driver)
+    if not driver.n_finished and driver.n_failed and driver.exhausted:
+        raise FailureBudgetError(
+            f"all {driver.n_failed} trials failed, and the space has no other network; see the reasons with "
+            f"`mnet-search show {name}`, mend the cause, and run the same command again"
+        )
     return RunResult(
         name,
         driver.n_finished,
@@ -237,7 +247,6 @@ def _scores(space: Space, data: Mapping[schema.Data, Data], seed: int, folder: P
     if len(data) != 1:
         why = "the data vary" if data else "nothing is trained"
         raise MnetError(f"search.scores: they are taken on the study's images, and here {why}; leave them out")
-    folder.mkdir(parents=True, exist_ok=True)
     return score_table(space, next(iter(data.values())), seed, folder / "scores.json")
 
 
@@ -252,7 +261,8 @@ def warm_study(store: Store, space: Space, study: str) -> StudyWriter | None:
     row = store.row(name)
     changes = difference(row["identity"], space.identity)
     if changes or name == study:
-        why = f"is of another space ({'; '.join(changes)})" if changes else "is this study itself"
+        more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
+        why = f"is of another space ({'; '.join(changes[:3])}{more})" if changes else "is this study itself"
         raise MnetError(
             f"search.warm_start: study {name!r} {why}; name another study of the same space, or leave it out"
         )

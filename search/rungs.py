@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
 from mnet_search.models.tables import lookup
 from mnet_search.search.samplers import Curve, Proposer
@@ -27,11 +28,17 @@ class Rungs:
     """
 
     def __init__(self, space: Space):
-        """Raises MnetError for a scheduler that is not known."""
+        """Raises MnetError for a scheduler that is not known, or a first rung that no trial comes to."""
         search = space.file.search
         self._space = space
         name = search.scheduler or ("none" if search.sampler == "grid" else "moasha")
-        rungs = halving_rungs(_most_epochs(space), search.eta, search.first_rung)
+        epochs = _most_epochs(space)
+        if search.first_rung is not None and search.first_rung >= epochs and name != "none":
+            raise MnetError(
+                f"search.first_rung: {search.first_rung} is not below training.epochs ({epochs}), so no trial would "
+                "ever be judged; lower it, or write search.scheduler: none"
+            )
+        rungs = halving_rungs(epochs, search.eta, search.first_rung)
         self._scheduler: Scheduler = lookup(SCHEDULERS, name, "scheduler")(rungs, search.eta)
         self.column = next((COLUMNS[n] for n in space.file.objectives if n in COLUMNS), "validation_accuracy")
         self._curves: dict[int, dict[int, float]] = defaultdict(dict)

@@ -22,7 +22,7 @@ from mnet_search.models.tables import lookup
 from mnet_search.search.candidates import Candidates
 from mnet_search.search.distributions import distribution, suggest
 from mnet_search.search.evolution import EvolutionSampler
-from mnet_search.search.pareto_sampler import CURVE, OTHER_STUDY, Figures, ParetoSampler
+from mnet_search.search.pareto_sampler import CURVE, OTHER_STUDY, Figures, ParetoSampler, learnt_objective
 from mnet_search.spaces.space import Params, Space
 
 Curve: TypeAlias = Mapping[int, float]  # accuracy after each epoch
@@ -156,6 +156,15 @@ def make_proposer(space: Space, seed: int, scores: Callable[[Candidates], Figure
     if not isinstance(sampler, optuna.samplers.BaseSampler):
         raise MnetError(f"sampler {name!r} is a {type(sampler).__name__}, not an Optuna sampler")
     return OptunaProposer(space, sampler)
+
+
+def check_sampler(space: Space) -> None:
+    """Raises MnetError where the space's sampler cannot search it: known without looking at the space."""
+    name = space.file.search.sampler
+    if name == "pareto":
+        learnt_objective(space)
+    elif name not in SAMPLERS:
+        make_proposer(space, 0)
 
 
 def pick_untried(space: Space, pool: Mapping[str, Params], known: set[str], rng: random.Random) -> Params | None:

@@ -38,6 +38,7 @@ def score_table(
     def table(candidates: Candidates) -> Mapping[str, Sequence[float]]:
         archs = {row.key: space.arch(row.params) for row in candidates.rows}
         images, labels = training_batch(data, max(arch.input.height for arch in archs.values()))
+        cache.parent.mkdir(parents=True, exist_ok=True)
         found = score_features(archs, names, images, labels, seed, cache, statistics=(data.mean, data.std))
         lowest = {name: min((s[name] for s in found.values() if s[name] == s[name]), default=0.0) for name in names}
         return {k: [s[name] if s[name] == s[name] else lowest[name] for name in names] for k, s in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,9 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
     echo(f"\nNext:  mnet-search dashboard {name}{where}        browse the front")
     echo(f"       mnet-search report {name}{where}           the same as one HTML file")
     echo(f"       mnet-search best {name} --max params=50k{where}")
-    echo(f"       mnet-search export {name} --best{where}    config and weights, for mnet-search train")
+    trained = store.row(result.study)["space"].get("evaluate") is None
+    formats, what = ("", "config and weights") if trained else (" --format config", "config")
+    echo(f"       mnet-search export {name} --best{formats}{where}    {what}, for mnet-search train")
 
 
 def find_arch(target: str, overrides: Iterable[str]) -> Arch | None:
@@ -248,6 +250,8 @@ class _Front:
 
         self.images = validation_images(store.provenance(name))
         self.result: Confidence = front_confidence(frame, objectives, self.images)
+        if self.result.noise_source == "unknown" and self.result.principal is not None:  # 0 or 1 would say too much
+            self.result = replace(self.result, networks=self.result.networks.assign(probability=float("nan")))
         known = self.result.networks.set_index("number")["probability"]
         members = front(frame, objectives)
         self.members = members.assign(probability=members["number"].map(known).astype(float))
@@ -276,6 +280,8 @@ class _Front:
         if rows.empty or name is None:
             return text
         single = bool((rows["n"] == 1).all())
+        if result.noise_source == "unknown":
+            text += f"; the noise of {name} is not known"
         if result.noise_source == "repeats":
             networks = f"{result.n_repeated} repeated network{'s' * (result.n_repeated != 1)}"
             text += f"; noise between runs: sd {_points(name, result.sd[name])} from {networks}"
@@ -318,7 +324,8 @@ def _print_front(frame: pd.DataFrame, objectives: Mapping[str, str], title: str,
         if networks:
             sd = row[spreads[0]] if spreads else float("nan")
             shown = "-" if sd != sd else f"{sd:.2%}" if spreads[0] == "accuracy_sd" else show_value(spreads[0][:-3], sd)
-            cells += [str(row["n"]), shown, f"{row['probability']:.2f}"]
+            chance = row["probability"]
+            cells += [str(row["n"]), shown, "-" if chance != chance else f"{chance:.2f}"]
         table.add_row(str(row["number"]), *[row["state"]] * state, *cells, show_params(chosen))
     # As a line of its own, which no narrow table breaks.
     console = Console(highlight=False)

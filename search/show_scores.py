@@ -65,6 +65,8 @@ def scores(store: Store, study: str, names: Sequence[str], *, as_json: bool) -> 
     wanted = list(dict.fromkeys([*(names or SCORES), BAR]))
     for name in wanted:
         lookup(SCORES, name, "score")
+    if store.row(study)["space"].get("evaluate"):
+        raise MnetError(f"study {study!r} was evaluated by a function: it has no images to take scores on")
     networks = finished_networks(frames.load(store, study), study)
     data = _images(store, study)
     archs = [_arch(row) for row in networks.to_dict("records")]

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mnet_search.models.arch import MnetError
 from mnet_search.search.printing import echo, print_json
 from mnet_search.search.progress import show_seconds
 from mnet_search.spaces.space import si
@@ -82,6 +83,8 @@ def tested(store: Store, study: str, row: pd.Series) -> dict[str, Any]:
     from mnet_search.search.retrain import measure_on_test
     from mnet_search.studies.export import TrainConfig, config_of
 
+    if not row["checkpoint"]:
+        raise MnetError(f"--test: trial {row['number']} was evaluated by a function and not trained here: no weights")
     config = TrainConfig.model_validate(config_of(store, study, row))
     return asdict(measure_on_test(config, Path(row["checkpoint"]), study, int(row["number"])))
 

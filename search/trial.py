@@ -83,7 +83,9 @@ class Job:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
         kinds: dict[str, Any] = {"data": DataOptions, "training": TrainingOptions, "speed": SpeedOptions}
-        return cls(**{**values, **{name: kind(**values[name]) for name, kind in kinds.items()}})
+        made = {name: kind(**values[name]) for name, kind in kinds.items()}
+        lists = {name: tuple(values[name]) for name in ("rungs", "measured") if name in values}
+        return cls(**{**values, **made, **lists})
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def run_trial(job: Job, function: Callable[[OwnTrial], Any] | None = None) -> Ge
     took too long); KeyboardInterrupt passes.
     """
     if function is not None or job.evaluate:
-        yield from in_thread(partial(_evaluate, job, function), job.timeout_s)
+        yield from in_thread(partial(evaluate_by, job, function), job.timeout_s)
     elif job.timeout_s is not None:
         yield from in_thread(partial(_emit_all, job), job.timeout_s)
     else:
@@ -118,7 +120,10 @@ def _emit_all(job: Job, emit: Callable[[Epoch | Outcome], None]) -> None:
             emit(event)
 
 
-def _evaluate(job: Job, function: Callable[[OwnTrial], Any] | None, emit: Callable[[Epoch | Outcome], None]) -> None:
+def evaluate_by(job: Job, function: Callable[[OwnTrial], Any] | None, emit: Callable[[Epoch | Outcome], None]) -> None:
+    """Call a function of the user's own, or the one that the job names; `emit` takes what it reports and, last, the
+    outcome. Raises TrialFailed.
+    """
     try:
         function = function or find_function(job.evaluate)
         trial = OwnTrial(_same_arch(job), dict(job.params), job.seed, job.number, emit)

@@ -169,6 +169,12 @@ def export(
     for _, row in rows.iterrows():
         stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{study}-trial{row['number']}")
         plan += [(write, suffix, row, folder / f"{stem}{suffix}") for write, suffix in writers]
+    for write, _, row, _ in plan:
+        if write is _write_weights and not row["checkpoint"]:
+            raise MnetError(
+                f"trial {row['number']} has no weights: it was evaluated by a function and not trained here; --format "
+                "config needs none"
+            )
     taken = [path for *_, path in plan if path.exists()]
     if taken and not force:
         raise MnetError(f"{taken[0]} exists already; give --force to replace it, or another folder with -o")

@@ -5,6 +5,7 @@ study.
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -182,10 +183,53 @@ def test_errors_are_typed_and_never_end_the_process(tmp_path: Path) -> None:
         Search(SPACE, evaluate=good, **settings(tmp_path)).run()
 
 
-def test_a_search_in_which_everything_failed_has_an_empty_front(tmp_path: Path) -> None:
-    result = Search(SPACE, evaluate=lambda trial: {}, max_failures=99, **settings(tmp_path)).run()
-    assert (result.n_finished, result.n_failed, result.exhausted) == (0, 8, True)
-    assert len(result.front) == 0
+def test_a_search_in_which_everything_failed_says_so(tmp_path: Path) -> None:
+    with pytest.raises(
+        FailureBudgetError, match="all 8 trials failed, and the space has no other network; see the"
+    ) as caught:
+        Search(SPACE, evaluate=lambda trial: {}, max_failures=99, **settings(tmp_path)).run()
+    assert caught.value.exit_code == 4
+
+
+def test_what_cannot_be_called_or_is_no_seed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(MnetError, match="evaluate='mine:f' cannot be called; pass the function itself, or name it in"):
+        Search(SPACE, evaluate="mine:f", **settings(tmp_path))  # type: ignore[arg-type]
+    for seed in (-1, 2**31):
+        with pytest.raises(MnetError, match=f"--seed {seed}: a seed is a whole number from 0 to 2,147,483,647"):
+            Search(SPACE, evaluate=good, seed=seed, **settings(tmp_path)).run()
+    two = {**PARETO, "objectives": {"accuracy": "maximize", "map50": "maximize"}}
+    with pytest.raises(MnetError, match="the pareto sampler takes one objective that is learnt"):
+        Search(two, evaluate=good, **settings(tmp_path)).run()
+    late = {**SPACE, "search": {"sampler": "random", "first_rung": 8}}
+    with pytest.raises(
+        MnetError, match=r"search.first_rung: 8 is not below training.epochs \(8\), so no trial would ever"
+    ):
+        Search(late, evaluate=good, **settings(tmp_path)).run()
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_two_lambdas_are_two_studies(tmp_path: Path) -> None:
+    assert Search(SPACE, evaluate=lambda trial: {"accuracy": 0.9}, **settings(tmp_path)).run(1).n_finished == 1
+    with pytest.raises(MnetError, match="the space differs from the one that study 'mapping' was made with"):
+        Search(SPACE, evaluate=lambda trial: {"accuracy": 0.1}, **settings(tmp_path)).run(2)
+
+
+def test_a_callable_runs_in_the_thread_that_searches(tmp_path: Path) -> None:
+    table = sqlite3.connect(":memory:")  # which another thread may not use
+
+    def look_up(trial: OwnTrial) -> Mapping[str, float]:
+        trial.report(1, accuracy=0.5)
+        return {"accuracy": float(table.execute("SELECT 0.5").fetchone()[0])}
+
+    assert Search(SPACE, evaluate=look_up, **settings(tmp_path)).run().n_finished == 3
+
+
+def test_a_large_study_goes_on_with_every_sampler_of_optunas(tmp_path: Path) -> None:
+    for sampler in ("tpe", "random", "nsga2", "nsga3"):
+        space = {**SPACE, "search": {"sampler": sampler, "scheduler": "none", "seed": 2**31 - 1}}
+        of_one = {**settings(tmp_path), "study": sampler}
+        assert Search(space, evaluate=good, **of_one).run(1).n_new == 1
+        assert Search(space, evaluate=good, **of_one).run(2).n_new == 1  # by a seed from the number of trials
 
 
 SCRIPT = """

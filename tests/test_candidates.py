@@ -89,7 +89,7 @@ CONTINUOUS = {"width": {"min": 0.25, "max": 1.0}, "resolution": [20, 32], "block
 
 def test_a_continuous_space_is_sampled_and_renewed_around_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "SAMPLED", 200)
-    monkeypatch.setattr(candidates, "LEAST_NEW", 150)
+    monkeypatch.setattr(candidates, "NEW", 150)
     space = space_of(CONTINUOUS)
     found, same, other = Candidates(space, seed=1), Candidates(space, seed=1), Candidates(space, seed=2)
     assert not found.whole and len(found) == 200
@@ -102,12 +102,12 @@ def test_a_continuous_space_is_sampled_and_renewed_around_what_is_kept(monkeypat
         pool.renew(random.Random(3), kept, [0, 2])
         assert [row.key for row in pool.rows[:3]] == keys
         assert [pool.add(row.params) for row in pool.rows[:3]] == [0, 1, 2]
-        assert len({row.key for row in pool.rows}) == len(pool) == 200
+        assert len({row.key for row in pool.rows}) == len(pool) == 153
         assert pool.cost("params").tolist() == [row.costs.params for row in pool.rows]
     assert [row.key for row in found.rows] == [row.key for row in same.rows]
     np.testing.assert_allclose(found.features()[:3], rows)  # by the scale of the first call
     found.renew(random.Random(4), range(100), [])
-    assert len(found) == 250  # at least LEAST_NEW of them new
+    assert len(found) == 250  # NEW of them new
 
 
 def test_drawing_ends_where_a_space_is_drawn_out() -> None:

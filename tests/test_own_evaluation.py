@@ -284,6 +284,23 @@ def test_a_function_that_cannot_be_had_is_refused_before_anything_is_written(tmp
     assert find_function("own_functions:Methods.good") is not None
 
 
+def test_what_was_not_trained_has_no_weights(tmp_path: Path) -> None:
+    search(tmp_path, executor="inline", text=SPACE)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    done = call(tmp_path, "export", "tiny", "--best", "--storage", url)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (
+        "has no weights: it was evaluated by a function and not trained here; --format config needs none" in done.stderr
+    )
+    assert call(tmp_path, "export", "tiny", "--best", "--format", "config", "--storage", url).returncode == 0
+    tested = call(tmp_path, "best", "tiny", "--test", "--storage", url)
+    assert tested.returncode == 2 and "was evaluated by a function and not trained here: no weights" in tested.stderr
+    scored = call(tmp_path, "scores", "tiny", "--storage", url)
+    assert scored.returncode == 2 and "was evaluated by a function: it has no images to take scores on" in scored.stderr
+    shown = call(tmp_path, "show", "tiny", "--storage", url)
+    assert "the noise of accuracy is not known" in shown.stdout
+
+
 def test_objectives_without_sense_are_refused(tmp_path: Path) -> None:
     assert "unknown objective 'map50'" in refused(tmp_path, TINY.replace("latency_ms", "map50"))
     text = SPACE.replace("params: minimize", "params: maximize") + "constraints: {params: {max: 1M}}\n"

@@ -118,6 +118,12 @@ def test_adaptive_repeats_learn_the_noise_and_then_what_is_in_doubt(tmp_path: Pa
     check_adaptive(frame, 15)
 
 
+def test_the_noise_is_learnt_from_three_networks_however_alike_the_first_runs_were(tmp_path: Path) -> None:
+    text = SPACE.replace("repeats: 2", "repeats: adaptive").replace("noisy", "certain").replace("grid", "random")
+    frame = run(tmp_path, text.replace("concurrency: 1", "concurrency: 2"), n_trials=11, executor="local")
+    assert sum(len(of_network) > 1 for of_network in seeds(frame)) == 3
+
+
 def test_adaptive_repeats_of_what_is_certain_are_few(tmp_path: Path) -> None:
     text = SPACE.replace("repeats: 2", "repeats: adaptive").replace("noisy", "certain")
     text = text.replace("0.2]", "0.2, 0.22, 0.25, 0.27, 0.3]")

@@ -156,7 +156,7 @@ def test_what_is_no_sampler() -> None:
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
 def test_ranges_of_every_kind(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "SAMPLED", 150)
-    monkeypatch.setattr(candidates, "LEAST_NEW", 100)
+    monkeypatch.setattr(candidates, "NEW", 100)
     parameters = {
         "width": {"min": 0.25, "max": 1.0},
         "resolution": {"min": 20, "max": 64, "step": 4},
@@ -418,3 +418,16 @@ def test_a_proposal_carries_what_the_sampler_wants_remembered() -> None:
         assert proposal is not None
         proposer.tell(proposal, values_of(space, proposal.chosen), {})
     assert any("generation" in key for key in proposal.system_attrs)
+
+
+def test_plain_optuna_with_threads_trains_no_network_twice() -> None:
+    knobs = {"width": [0.25, 0.5, 0.75, 1.0], "resolution": [20, 24, 28, 32], "depth": ["shallow", "full", 0.5]}
+    space = space_of(objectives={"accuracy": "maximize", "params": "minimize"}, parameters=knobs, constraints={})
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=ParetoSampler(space, seed=0))
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        arch = space.arch(suggest(space, trial))
+        return 1 - 1 / (1 + costs(arch).mult_adds) ** 0.1, costs(arch).params
+
+    study.optimize(objective, n_trials=24, n_jobs=4)
+    assert len({space.arch(trial.params).id for trial in study.trials}) == 24
