@@ -301,7 +301,7 @@ def calibrate(rows: Sequence[Sequence[float]], measured_ms: Sequence[float]) -> 
 
 def _not_negative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The least-squares solution without negative parts."""
-    from scipy.optimize import nnls  # type: ignore[import-untyped]  # here, since only fits need it
+    from scipy.optimize import nnls  # here, since only fits need it
 
     return np.asarray(nnls(matrix, target)[0])
 

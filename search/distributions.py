@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import random
 from typing import Any
@@ -20,9 +21,9 @@ class SpaceSampler(optuna.samplers.BaseSampler):
     def __init__(self, space: Space, seed: int = 0):
         self._space, self._seed = space, seed
 
+    @abc.abstractmethod
     def choose(self, study: optuna.Study, trial: FrozenTrial) -> Params:
         """The parameters of a new trial."""
-        raise NotImplementedError
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Every parameter of the space; none where the trial was enqueued with its own."""

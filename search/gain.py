@@ -13,7 +13,7 @@ import itertools
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr  # type: ignore[import-untyped]
+from scipy.special import ndtr
 
 from mnet_search.studies.pareto import non_dominated
 

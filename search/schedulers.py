@@ -56,16 +56,11 @@ class NoScheduler:
 
 
 @dataclass
-class SuccessiveHalving:
-    """Asynchronous successive halving on whole vectors (Schmucker et al., arXiv 2106.12639): at each rung the trials
-    that came to it are sorted by non-domination of (error there, costs) and by crowding among equals, and one goes on
-    where it is among the first 1/eta. So does one that no other dominates there: a front may be longer than that
-    share. Nobody waits for anybody.
-    """
+class RungRule:
+    """A rule with the same rungs for every trial: it keeps who came to each."""
 
     epochs: tuple[int, ...]
-    eta: float
-    _reached: dict[int, dict[int, Reached]] = field(default_factory=lambda: defaultdict(dict))
+    _reached: dict[int, dict[int, Reached]] = field(default_factory=lambda: defaultdict(dict), kw_only=True)
 
     def rungs(self, trial: int) -> tuple[int, ...]:
         return self.epochs
@@ -73,8 +68,23 @@ class SuccessiveHalving:
     def record(self, reached: Reached) -> None:
         self._reached[reached.epoch][reached.trial] = reached
 
+    def at(self, epoch: int) -> list[Reached]:
+        """The trials that came to a rung."""
+        return list(self._reached[epoch].values())
+
+
+@dataclass
+class SuccessiveHalving(RungRule):
+    """Asynchronous successive halving on whole vectors (Schmucker et al., arXiv 2106.12639): at each rung the trials
+    that came to it are sorted by non-domination of (error there, costs) and by crowding among equals, and one goes on
+    where it is among the first 1/eta. So does one that no other dominates there: a front may be longer than that
+    share. Nobody waits for anybody.
+    """
+
+    eta: float
+
     def judge(self, reached: Reached) -> str | None:
-        here = list(self._reached[reached.epoch].values())
+        here = self.at(reached.epoch)
         place = places(here)[[r.trial for r in here].index(reached.trial)]
         kept = math.ceil(len(here) / self.eta)
         if place < kept or not dominated(reached, here):
@@ -109,23 +119,14 @@ class Hyperband:
 
 
 @dataclass
-class MedianRule:
+class MedianRule(RungRule):
     """A trial ends where it is worse than the median of those that cost no more in anything."""
-
-    epochs: tuple[int, ...]
-    _reached: dict[int, dict[int, Reached]] = field(default_factory=lambda: defaultdict(dict))
-
-    def rungs(self, trial: int) -> tuple[int, ...]:
-        return self.epochs
-
-    def record(self, reached: Reached) -> None:
-        self._reached[reached.epoch][reached.trial] = reached
 
     def judge(self, reached: Reached) -> str | None:
         own = np.array(reached.costs)
         peers = [
             other.error
-            for other in self._reached[reached.epoch].values()
+            for other in self.at(reached.epoch)
             if other.trial != reached.trial and (np.array(other.costs) <= own).all()
         ]
         if len(peers) < PEERS or reached.error <= np.median(peers):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
-from scipy.stats import rankdata, spearmanr  # type: ignore[import-untyped]
+from scipy.stats import rankdata, spearmanr
 
 from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.families import create
