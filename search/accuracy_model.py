@@ -40,8 +40,8 @@ class AccuracyModel:
     """The posterior of one figure over a table of candidates `features` (N, F), each column of unit variance.
 
     The kernel is one Matern 5/2 over all features, and noise; figures are standardised inside. A length for each
-    feature predicts better from 80 trials on and worse from 30, a linear part or squared terms make no difference, and
-    none of them found better fronts within 100 trials of the landscape in benchmarks/, at twice the time and more.
+    feature predicts better from 80 trials on and worse from 30 (.996 against .995 of the hypervolume after 100 trials
+    of the landscape in benchmarks/, at twice the time and more); a linear part or squared terms make no difference.
     """
 
     def __init__(self, features: Array):
