@@ -165,7 +165,8 @@ def knob(parameter: Parameter, value: Value | None) -> list[float]:
     grid = parameter.grid()
     if isinstance(parameter, Choice) and not _ordered(parameter.values):
         return [*there, *(float(_same(value, one)) for one in parameter.values)] if len(parameter.values) > 1 else there
-    numbers = [float(v) for v in grid] if grid else [float(parameter.min), float(parameter.max)]  # type: ignore[union-attr]
+    ends = [parameter.min, parameter.max] if isinstance(parameter, Range) else parameter.values
+    numbers = [float(v) for v in grid or ends]
     low, high = min(numbers), max(numbers)
     if value is None or high <= low:
         return [*there, 0.5]
