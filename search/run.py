@@ -18,11 +18,13 @@ from mnet_search.search import provenance
 from mnet_search.search.data import DATASETS, Data, DataOptions, describe, read
 from mnet_search.search.data_cache import pinned, share
 from mnet_search.search.driver import Driver, FailureBudgetError, Progress, Settings, absolute
-from mnet_search.search.executors import EXECUTORS, InlineExecutor, decide_resources
+from mnet_search.search.executors import EXECUTORS
+from mnet_search.search.inline_executor import InlineExecutor
 from mnet_search.search.objectives import OBJECTIVES
 from mnet_search.search.optimisers import OPTIMISERS
 from mnet_search.search.own_evaluation import OwnTrial, find_function
 from mnet_search.search.recipes import RECIPES, SCHEDULES, TrainingOptions
+from mnet_search.search.resources import decide_resources
 from mnet_search.search.rungs import Rungs
 from mnet_search.search.samplers import SAMPLERS, check_sampler
 from mnet_search.search.schedulers import SCHEDULERS

@@ -1,0 +1,123 @@
+"""Commands that read studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnet_search.models.arch import MnetError
+from mnet_search.search.cli_options import DEFAULT_STORAGE, AsJson, Limits, Scores, Storage, StudyArg, open_store
+
+app = typer.Typer()
+
+
+@app.command()
+def studies(storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+    """List the studies of a database."""
+    from mnet_search.search import show
+
+    with open_store(storage) as store:
+        show.study_list(store, as_json=as_json)
+
+
+@app.command("show")
+def show_command(
+    study: StudyArg,
+    storage: Storage = DEFAULT_STORAGE,
+    everything: Annotated[bool, typer.Option("--all", help="every trial, not only the front")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A study: its progress, its front, and why trials failed."""
+    from mnet_search.search import show
+
+    with open_store(storage) as store:
+        show.study(store, study, everything=everything, as_json=as_json)
+
+
+@app.command()
+def best(
+    study: StudyArg,
+    limits: Limits = None,
+    test: Annotated[bool, typer.Option("--test", help="measure it on the test images too")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+) -> None:
+    """The best network of a study, within budgets."""
+    from mnet_search.search import show
+
+    with open_store(storage) as store:
+        show.best(store, study, show.parse_limits(limits or []), test=test, as_json=as_json)
+
+
+@app.command()
+def export(
+    study: StudyArg,
+    trial: Annotated[int | None, typer.Option("--trial", help="this trial")] = None,
+    best_one: Annotated[bool, typer.Option("--best", help="the best one, within --max")] = False,
+    whole_front: Annotated[bool, typer.Option("--front", help="every member of the front")] = False,
+    limits: Limits = None,
+    formats: Annotated[str, typer.Option("--format", help="config,weights")] = "config,weights",
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write to")] = Path("exports"),
+    force: Annotated[bool, typer.Option("--force", help="replace files that exist")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+) -> None:
+    """Write the training config and the weights of a trained network."""
+    from mnet_search.search import show
+
+    chosen = [str(trial)] * (trial is not None) + ["best"] * best_one + ["front"] * whole_front
+    if len(chosen) != 1:
+        raise MnetError("say which network: one of --trial N, --best or --front")
+    with open_store(storage) as store:
+        show.exported(
+            store,
+            study,
+            chosen[0],
+            show.parse_limits(limits or []),
+            formats.split(","),
+            output,
+            force=force,
+            as_json=as_json,
+        )
+
+
+@app.command()
+def dashboard(
+    study: Annotated[
+        str | None, typer.Argument(help="a study; without it the page lists them", metavar="[STUDY]")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8050,
+    host: Annotated[str, typer.Option("--host", help="loopback only in this version")] = "127.0.0.1",
+    open_browser: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
+) -> None:
+    """A live page of the Pareto fronts, on this machine only."""
+    from mnet_search.dashboards.app import serve
+
+    open_store(storage).close()
+    serve(storage, study, host=host, port=port, open_browser=open_browser)
+
+
+@app.command()
+def report(
+    study: StudyArg,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the file to write")] = Path("report.html"),
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """One self-contained HTML file of a study, to keep or send."""
+    from mnet_search.dashboards.report import write_report
+
+    with open_store(storage) as store:
+        write_report(store, study, output)
+    typer.echo(str(output))
+
+
+@app.command()
+def scores(study: StudyArg, names: Scores = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+    """How well scores of untrained networks rank a study's networks, beside their mult-adds alone."""
+    from mnet_search.search import show_scores
+
+    with open_store(storage) as store:
+        show_scores.scores(store, study, names or [], as_json=as_json)
