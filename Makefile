@@ -17,7 +17,7 @@ export UV_SYSTEM_CERTS
 unexport VIRTUAL_ENV PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint typecheck lock wheel dashboard clean distclean FORCE
+.PHONY: help install run test faults lint typecheck lock wheel dashboard clean distclean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ dashboard: $(STAMP)  ## the live page on loopback, or: make dashboard ARGS="mobi
 
 test: $(STAMP)  ## the default test suite, or: make test ARGS="-k pareto"
 	$(BIN)/pytest $(ARGS)
+
+faults: $(STAMP)  ## the fault drills: real kills, full disks, a real PostgreSQL; minutes
+	$(BIN)/pytest tests/faults -m 'faults and not slow' $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

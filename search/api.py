@@ -24,10 +24,10 @@ from typing import Any
 import pandas as pd
 
 from mnet_search.models.arch import MnetError
-from mnet_search.search.driver import FailureBudgetError, Progress
 from mnet_search.search.own_evaluation import OwnTrial
 from mnet_search.search.progress import Quiet
 from mnet_search.search.run import KNOWN, RunOptions, check_training, fit_to_data, open_space, run_search
+from mnet_search.search.settings import FailureBudgetError, Progress
 from mnet_search.spaces.space import Space, SpaceError, make_space
 from mnet_search.spaces.yamlfile import Source
 from mnet_search.studies.confidence import front_confidence
@@ -72,6 +72,10 @@ class Search:
         n_trials: int | None = None,
         seed: int | None = None,
         max_failures: int = 10,
+        retry_failed: bool = False,
+        timeout_s: float | None = None,
+        join: bool = False,
+        address: str | None = None,
         progress: Progress | None = None,
     ):
         """`space` is a file, its content, or a Space; `overrides` are PATH=VALUE as on the command line.
@@ -79,11 +83,25 @@ class Search:
         `evaluate(trial) -> {objective: value}` takes the place of training and runs in this process, one trial after
         another, so that it may be any callable. Without it `executor` says who trains: local, ray, or inline (this
         process). Local and Ray start processes, so a script that uses them does so below `if __name__ == "__main__":`.
+        `join` works beside other drivers on a study in PostgreSQL, `address` is that of a Ray cluster; a run that
+        `timeout_s` seconds have ended can be run again.
         Raises SpaceError for what is wrong with the space.
         """
         self._evaluate = evaluate
         self._space = _space(space, list(overrides), evaluate)
-        self._options = RunOptions(storage, study, Path(runs_dir), n_trials, executor, max_failures, seed)
+        self._options = RunOptions(
+            storage,
+            study,
+            str(runs_dir),
+            n_trials,
+            executor,
+            max_failures,
+            seed,
+            retry_failed=retry_failed,
+            timeout_s=timeout_s,
+            join=join,
+            address=address,
+        )
         self._progress = progress or Quiet()
 
     def run(self, n_trials: int | None = None) -> Result:

@@ -16,13 +16,12 @@ from typing import Annotated, Any
 import typer
 
 from mnet_search.models.arch import MnetError
-from mnet_search.search import cli_networks, cli_search, cli_studies
+from mnet_search.search import cli_database, cli_networks, cli_search, cli_studies
 
 # Commands that later versions bring; asked for, they say so instead of being unknown.
 PLANNED = {
     "fit": "scaling-law fits",
     "compare": "comparing studies",
-    "db": "database upgrades and backups",
     "table": "tables in the manner of the papers",
     "plot": "figures as files (`report` writes them as one page)",
 }
@@ -50,16 +49,35 @@ def _global(
 
 for _part in (cli_search, cli_networks, cli_studies):
     app.registered_commands.extend(_part.app.registered_commands)
+app.add_typer(cli_database.app, name="db", help="Upgrade a database, or back it up while searches go on.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command and turns every expected error into one line on stderr and its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        _hide_passwords()
+        arguments = sys.argv[1:]
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # torch reads it at import; trials side by side must not fight for cores
     sys.path.append(str(Path.cwd()))  # for package.module:name of the user's own; last, so that it can shadow nothing
     sys.exit(run_command(arguments))
+
+
+def _hide_passwords() -> None:
+    """Begin again without the password of a storage URL on the command line, where every user of the machine sees it.
+    From then on it is in PGPASSWORD, which PostgreSQL's own library reads, and in nothing that we write.
+    """
+    if not any("://" in text for text in (*sys.argv, os.environ.get("MNET_STORAGE", ""))):
+        return
+    from mnet_search.studies.urls import secrets_to_environment, without_passwords
+
+    os.environ.update(secrets_to_environment())
+    command, password = without_passwords(sys.orig_argv)
+    if password is not None:
+        os.environ["PGPASSWORD"] = password
+    if command != sys.orig_argv:
+        os.execv(sys.executable, command)
 
 
 def run_command(arguments: list[str]) -> int:

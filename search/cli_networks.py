@@ -22,7 +22,8 @@ def validate(
 ) -> None:
     """Check a space, count its networks, show the smallest, the largest and what the budgets leave. Builds nothing."""
     from mnet_search.search import show_counts
-    from mnet_search.search.run import check_teachers, open_space
+    from mnet_search.search.run import open_space
+    from mnet_search.search.sources import check_teachers
     from mnet_search.spaces.survey import survey
 
     checked = open_space(space, overrides or [])
@@ -113,7 +114,7 @@ def latency(
 def train(
     config: Annotated[Path, typer.Argument(help="a config that `export` wrote, or your own", metavar="CONFIG")],
     overrides: Set = None,
-    runs_dir: RunsDir = Path("runs"),
+    runs_dir: RunsDir = "runs",
     name: Annotated[str | None, typer.Option("--name", help="folder in the runs folder; default: train-CONFIG")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=1, help="threads on a CPU")] = 1,
@@ -125,7 +126,7 @@ def train(
     from mnet_search.search import show_train
 
     changes, how = overrides or [], show_train.How(name, device, threads, tensorboard)
-    show_train.trained(config, changes, runs_dir, how, quiet=quiet, as_json=as_json)
+    show_train.trained(config, changes, Path(runs_dir), how, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -137,8 +138,20 @@ def schema() -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """What this machine offers: versions, processor, GPUs, datasets, samplers."""
-    from mnet_search.search import show
+def doctor(
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage", envvar="MNET_STORAGE", help="check this database; default: mnet-search.db here", metavar="URL"
+        ),
+    ] = None,
+    files: Annotated[bool, typer.Option("--files", help="read every checkpoint too, and compare its SHA-256")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What this machine offers: versions, processor, GPUs, datasets, samplers; and whether the database is whole."""
+    from mnet_search.search import show, show_database
 
-    show.machine(as_json=as_json)
+    database = show_database.examined(storage, DEFAULT_STORAGE, files=files)
+    show.machine(database, as_json=as_json)
+    if show_database.is_bad(database):
+        raise typer.Exit(3)

@@ -59,7 +59,7 @@ def export(
     whole_front: Annotated[bool, typer.Option("--front", help="every member of the front")] = False,
     limits: Limits = None,
     formats: Annotated[str, typer.Option("--format", help="config,weights")] = "config,weights",
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write to")] = Path("exports"),
+    output: Annotated[str, typer.Option("-o", "--output", help="folder or URL to write to", metavar="DIR")] = "exports",
     force: Annotated[bool, typer.Option("--force", help="replace files that exist")] = False,
     storage: Storage = DEFAULT_STORAGE,
     as_json: AsJson = False,

@@ -2,70 +2,50 @@
 database.
 
 sampler -> network -> costs -> budget and duplicate check -> job -> executor -> epochs and outcome -> study
+
+Where several drivers work on one study, each decides in its turn, after it has heard what the others did.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-import signal
-import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+from optuna.trial import FrozenTrial
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
 from mnet_search.search.candidates import Candidates
+from mnet_search.search.jobs import Jobs, latency_measurement
+from mnet_search.search.new_networks import NewNetworks
 from mnet_search.search.objectives import values_of
 from mnet_search.search.pareto_sampler import Figures
 from mnet_search.search.repeats import Repeats
+from mnet_search.search.resources import Resources, halved
 from mnet_search.search.rungs import Rungs, teach
-from mnet_search.search.samplers import Proposal, Proposer, make_proposer, pick_untried
-from mnet_search.search.teachers import teacher_path
+from mnet_search.search.samplers import Proposal, Proposer, make_proposer
+from mnet_search.search.settings import FailureBudgetError, Progress, Settings
+from mnet_search.search.stopping import Stopping
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome
-from mnet_search.spaces.schema import COST_NAMES, Data, Training
-from mnet_search.spaces.space import Params, Space, SpaceError
+from mnet_search.search.trial_log import LOG, last_lines
+from mnet_search.spaces.schema import COST_NAMES
+from mnet_search.spaces.space import Space
 from mnet_search.spaces.survey import Survey
-from mnet_search.studies.writer import StudyWriter, TrialRecord
+from mnet_search.studies.urls import StorageError
+from mnet_search.studies.writer import LeaseLostError, StudyWriter, TrialRecord
 
+LOG_LINES = 5  # of a failed trial's log that are shown
 MAX_ATTEMPTS = 3  # of one trial, when the process that trains it dies
-PROPOSALS_BEFORE_PICKING = 50  # a sampler that keeps proposing known or oversized networks is helped out
-
-
-class FailureBudgetError(MnetError):
-    """Too many trials failed."""
-
-    exit_code = 4
-
-
-class Progress(Protocol):
-    """Who watches a run: the terminal, or nobody."""
-
-    def begin(self, study: str, n_asked: int, done: Sequence[TrialRecord]) -> None: ...
-    def started(self, record: TrialRecord) -> None: ...
-    def epoch(self, record: TrialRecord, epoch: Epoch) -> None: ...
-    def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None: ...
-    def stopped(self, record: TrialRecord, reason: str) -> None: ...
-    def failed(self, record: TrialRecord, reason: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run is carried out."""
-
-    n_trials: int
-    runs_dir: Path
-    seed: int = 0
-    max_failures: int = 10
+LISTEN_EVERY_S = 0.5  # to other drivers, while there is nothing to begin
 
 
 class Driver:
-    """One run over a study. Executors call `next_job`, `on_epoch`, `on_outcome`, `on_failure` and `on_worker_lost`."""
+    """One run over a study. Executors call `look`, `next_job`, and `on_...` with what came of a job."""
 
     def __init__(
         self,
@@ -73,44 +53,48 @@ class Driver:
         space: Space,
         survey: Survey,
         settings: Settings,
-        job: Job,
+        jobs: Jobs,
         progress: Progress,
-        digests: Mapping[Data, str] | None = None,
-        teachers: Mapping[str, str] | None = None,
         warm: StudyWriter | None = None,
         scores: Callable[[Candidates], Figures] | None = None,
     ):
-        """`digests` are those of the images that each setting of the data led to here, `teachers` those of teachers;
-        `warm` is another study of the same space, from which the sampler learns first, `scores` what it is told of
+        """`warm` is another study of the same space, from which the sampler learns first, `scores` what it is told of
         each candidate.
         """
         self.study, self.space, self.settings, self.progress = study, space, settings, progress
-        self._survey, self._template, self._digests = survey, job, digests or {}
-        self._teachers = teachers or {}
+        self._jobs = jobs
         self.n_finished = self.n_new = self.n_failed = self.n_stopped = 0
         self.exhausted = False
-        self.stop_signal: int | None = None
+        self._told = False
+        self.stop = Stopping(settings.timeout_s, study.stop_requested)
+        self.resources = settings.resources
         self.running: dict[int, TrialRecord] = {}
-        self._again: deque[TrialRecord] = deque()
+        self._begun_beside: dict[int, Resources] = {}  # how many might run at once when a trial was begun
+        self._elsewhere: set[int] = set()  # trials that other drivers run, or that nobody does
+        self._left_behind: deque[TrialRecord] = deque()  # those of them that nobody runs, when this driver last looked
+        self._again: deque[tuple[TrialRecord, bool]] = deque()  # and whether another attempt is counted
+        self._retry: deque[TrialRecord] = deque()
+        self._idle_until = 0.0
         self._used_up = False  # no network is left that was not begun
-        self._known: set[str] = set()
         self._proposals: dict[int, Proposal] = {}
         self._judged_at: dict[int, tuple[int, ...]] = {}
         self._repeats = Repeats(space.file.search.repeats, settings.n_trials, study)
         self._rungs = Rungs(space)
         self._scores = scores
-        self._take_up(warm)
+        with study.turn():
+            self._take_up(survey, warm)
 
-    def _take_up(self, warm: StudyWriter | None) -> None:
+    def _take_up(self, survey: Survey, warm: StudyWriter | None) -> None:
         """Read the study: finished trials teach the sampler, trials that a dead driver left RUNNING are run again from
         their checkpoints.
         """
         records = self.study.records()
-        self._rng = random.Random(f"{self.settings.seed}:{len(records)}")
         # A resumed run draws on from where it is: the same stream again would only propose what is known already.
         self._proposer: Proposer = make_proposer(
             self.space, (self.settings.seed + 1_000_003 * len(records)) % 2**31, self._scores
         )
+        rng = random.Random(f"{self.settings.seed}:{len(records)}")
+        self._new = NewNetworks(self.space, survey, self._proposer, self._rungs, rng)
         if warm is not None:
             teach(self._proposer, warm, self._rungs, other_study=True)
         teach(self._proposer, self.study, self._rungs)
@@ -118,31 +102,56 @@ class Driver:
         for record in records:
             key = self.space.key(record.chosen, record.arch_id)
             if record.state != "failed":  # what failed before may be tried again: its cause may be mended
-                self._known.add(key)
+                self._new.known.add(key)
                 self._repeats.begun(key, record.seed)
             if record.state == "finished":
                 self.n_finished += 1
                 self._repeats.finished(key, record)
-            elif record.state == "running":
-                self._again.append(record)
+            elif record.state in ("running", "waiting"):
+                self._elsewhere.add(record.trial_id)
             self._rungs.take_up(record, curves.get(record.trial_id, {}))
+        self.study.watch(self._elsewhere)
+        if self.settings.retry_failed:
+            self._retry.extend(self._failed_only(records))
         self.progress.begin(self.study.name, self.settings.n_trials, [r for r in records if r.state == "finished"])
+
+    def _failed_only(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """The last failure of each run of a network that never ended well."""
+        runs = {(self.space.key(r.chosen, r.arch_id), r.seed): r for r in records if r.state == "failed"}
+        for r in records:
+            if r.state != "failed":
+                runs.pop((self.space.key(r.chosen, r.arch_id), r.seed), None)
+        return list(runs.values())
 
     # ------------------------------------------------------------ asked by executors
 
     @property
     def stopping(self) -> bool:
-        """True once the user asked to stop: executors start nothing more and end what runs."""
-        return self.stop_signal is not None
+        """True once the run is to end: executors start nothing more, and trials end after their next checkpoint."""
+        return self.stop.wanted
 
     @property
     def done(self) -> bool:
-        """Nothing runs and nothing is left to start."""
+        """Nothing runs and nothing is left to start; or the run is to end, and nothing needs to be waited for."""
+        if self.stopping:
+            return self.stop.now or not self.running
         return not self.running and (self.n_finished >= self.settings.n_trials or self.exhausted)
 
+    def look(self) -> None:
+        """Look for reasons to stop; executors call it several times a second."""
+        self.stop.look()
+        if self.stop.wanted and not self._told:
+            self._told = True
+            if self.running and not self.stop.now:
+                self.progress.note(f"stopping ({self.stop.reason}): trials that run go on to their next checkpoint")
+
+    def signals(self) -> contextlib.AbstractContextManager[None]:
+        """Ctrl-C and SIGTERM are reasons to stop while it lasts."""
+        return self.stop.signals()
+
     def next_job(self) -> Job | None:
-        """A trial to run; None where there is none now (ask again when one has ended). Raises FailureBudgetError."""
-        if self.stopping:
+        """A trial to run; None where there is none now (ask again later). Raises FailureBudgetError."""
+        if self.stopping or len(self.running) >= self.resources.concurrency or time.monotonic() < self._idle_until:
             return None
         if self.n_failed > self.settings.max_failures:
             raise FailureBudgetError(
@@ -150,14 +159,71 @@ class Driver:
                 f"see the reasons with `mnet-search show {self.study.name}`, "
                 "mend the cause, and run the same command again"
             )
-        if self._again:
-            return self._run_again(self._again.popleft())
-        if self.n_finished + len(self.running) >= self.settings.n_trials or self.exhausted:
+        with self.study.turn():
+            self._listen()
+            job = self._choose()
+        if job is None and self.study.shared:
+            self._idle_until = time.monotonic() + LISTEN_EVERY_S
+        return job
+
+    def _listen(self) -> None:
+        """Hear what other drivers have begun and ended."""
+        if self.study.shared:
+            for record, trial in self.study.news():
+                self._hear(record, trial)
+
+    def _is_mine(self, trial_id: int) -> bool:
+        """Whether this driver takes a trial for its own; what others did with it is heard once it is lost."""
+        return trial_id in self.running or any(trial_id == record.trial_id for record, _ in self._again)
+
+    def _hear(self, record: TrialRecord, trial: FrozenTrial | None) -> None:
+        if self._is_mine(record.trial_id):
+            return
+        key = self.space.key(record.chosen, record.arch_id)
+        self._new.known.add(key)
+        self._repeats.begun(key, record.seed)
+        self._retry = deque(
+            r for r in self._retry if (self.space.key(r.chosen, r.arch_id), r.seed) != (key, record.seed)
+        )
+        if trial is None:  # it has not ended
+            self._elsewhere.add(record.trial_id)
+            self._rungs.take_up(record, {})  # where it goes on with one that was stopped, nobody else does
+            return
+        self._elsewhere.discard(record.trial_id)
+        if record.state == "failed":
+            self._repeats.failed(key)
+            return
+        if record.state == "finished":
+            self.n_finished += 1
+            self._repeats.finished(key, record)
+            self.progress.note(f"trial {record.number} was finished by another driver")
+        self._rungs.take_up(record, self.study.curves([record.trial_id]).get(record.trial_id, {}))
+        self._proposer.remember(trial, self._rungs.curve(record.number))
+
+    def _choose(self) -> Job | None:
+        while self._again:
+            job = self._run_again(*self._again.popleft())
+            if job is not None:
+                return job
+        if self._elsewhere:
+            self._left_behind = deque(self.study.orphans()) or self._left_behind
+        while self._left_behind:
+            record = self._left_behind.popleft()
+            if record.trial_id not in self._elsewhere or self._is_mine(record.trial_id):
+                continue  # it was taken up, or has ended
+            job = self._run_again(record, record.owner is not None)
+            if job is not None:
+                return job
+        begun = self.n_finished + len(self.running) + len(self._elsewhere)
+        if begun >= self.settings.n_trials or self.exhausted:
             return None
+        if self._retry:
+            failed = self._retry.popleft()
+            return self._begin(self._proposer.ask_for(failed.chosen), failed.seed)
         repeat = self._repeats.next(self.n_finished)
         if repeat is not None:
             return self._begin(self._proposer.ask_for(repeat.chosen), repeat.seed)
-        proposal = None if self._used_up else self._propose()
+        proposal = None if self._used_up else self._new.propose()
         if proposal is not None:
             stopped = self._rungs.stopped(self.space.key(proposal.chosen))
             return self._begin(proposal, stopped.seed if stopped else self.settings.seed, stopped)
@@ -167,11 +233,18 @@ class Driver:
     def on_epoch(self, trial_id: int, epoch: Epoch) -> bool:
         """A row of a learning curve has come. False where the trial ends here; then it is over for the driver."""
         record = self.running[trial_id]
-        self.study.add_epoch(trial_id, epoch.epoch, asdict(epoch))
+        try:
+            self.study.add_epoch(trial_id, epoch.epoch, asdict(epoch))
+        except LeaseLostError as error:
+            self._lose(trial_id, error)
+            return False
         self.progress.epoch(record, epoch)
         reason = self._rungs.judge(record, epoch, ends=epoch.epoch in self._judged_at[trial_id])
         if reason is None:
-            return True
+            if not self.stopping or self._is_last(record, epoch):
+                return True
+            self._set_down(trial_id)
+            return False
         self.study.stop(trial_id, reason)
         self._end(trial_id, None, stopped=True)
         self.n_stopped += 1
@@ -190,15 +263,19 @@ class Driver:
         except MnetError as error:
             self.on_failure(trial_id, str(error))
             return
-        self.study.finish(
-            trial_id,
-            values,
-            metrics=metrics,
-            environment=outcome.environment,
-            measurement=_latency(outcome),
-            checkpoint=outcome.checkpoint,
-            checkpoint_sha256=outcome.checkpoint_sha256,
-        )
+        try:
+            self.study.finish(
+                trial_id,
+                values,
+                metrics=metrics,
+                environment=outcome.environment,
+                measurement=latency_measurement(outcome),
+                checkpoint=outcome.checkpoint,
+                checkpoint_sha256=outcome.checkpoint_sha256,
+            )
+        except LeaseLostError as error:
+            self._lose(trial_id, error)
+            return
         self._end(trial_id, values)
         self._repeats.finished(self.space.key(record.chosen, record.arch_id), record)
         self.n_finished += 1
@@ -208,11 +285,19 @@ class Driver:
     def on_failure(self, trial_id: int, reason: str) -> None:
         """A trial has failed for a reason of its own; the search goes on with other networks."""
         record = self.running[trial_id]
-        self.study.fail(trial_id, reason)
+        try:
+            self.study.fail(trial_id, reason)
+        except LeaseLostError as error:
+            self._lose(trial_id, error)
+            return
         self._end(trial_id, None)
         self._repeats.failed(self.space.key(record.chosen, record.arch_id))
         self.n_failed += 1
         self.progress.failed(record, reason)
+        folder = self._jobs.folder(self.space.key(record.chosen, record.arch_id), record.seed)
+        lines = last_lines(folder, LOG_LINES)
+        if lines:
+            self.progress.note("\n    ".join([f"    the end of {folder}/{LOG}:", *lines]))
 
     def on_worker_lost(self, trial_id: int, reason: str) -> None:
         """The process that trained a trial has died: the trial runs again from its checkpoint, a few times."""
@@ -221,9 +306,54 @@ class Driver:
             self.on_failure(trial_id, f"{reason}, at the {record.attempts}. attempt")
         else:
             del self.running[trial_id]
-            self._again.append(record)
+            self._again.append((record, True))
+
+    def on_out_of_memory(self, trial_id: int, reason: str) -> None:
+        """A trial had too little memory beside others: from now on half as many run at once, and it runs again once
+        more than its failures allow. Alone it has failed.
+        """
+        fewer_now = self._begun_beside[trial_id] != self.resources  # another trial of the same moment has seen to it
+        smaller = self.resources if fewer_now else halved(self.resources)
+        if smaller is None:
+            self.on_failure(trial_id, reason)
+            return
+        self.resources = smaller
+        self._again.append((self.running.pop(trial_id), False))
+        self.progress.note(f"out of memory, so {smaller.concurrency} trials run at once from now on ({reason})")
+
+    def leave(self) -> None:
+        """The run is over: what it did not bring to an end waits for the next one, from its checkpoint. That counts as
+        no attempt.
+        """
+        self.stop.over = True
+        if self.study.shared and not self.stop.wanted:
+            with contextlib.suppress(StorageError), self.study.turn():  # else the next driver sees to it
+                self.study.end_half_begun()
+        left = [*self.running, *(record.trial_id for record, _ in self._again)]
+        for trial_id in left:
+            with contextlib.suppress(LeaseLostError, StorageError):  # then its lease runs out
+                self.study.set_down(trial_id)
 
     # ------------------------------------------------------------ own work
+
+    def _is_last(self, record: TrialRecord, epoch: Epoch) -> bool:
+        """Whether a trial is trained to its end; what a function of one's own will still report is not known."""
+        return self.space.file.evaluate is None and epoch.epoch >= self.space.training_of(record.chosen).epochs
+
+    def _set_down(self, trial_id: int) -> None:
+        with contextlib.suppress(LeaseLostError):
+            self.study.set_down(trial_id)
+        self.progress.left(self.running.pop(trial_id), "it waits for the next run")
+
+    def _lose(self, trial_id: int, error: LeaseLostError) -> None:
+        """Another driver has taken up the trial, since this one was silent for too long."""
+        record = self.running.pop(trial_id)
+        proposal = self._proposals.pop(trial_id, None)
+        if proposal is not None:
+            self._proposer.tell(proposal, None, {})
+        self._elsewhere.add(trial_id)
+        self.study.watch([trial_id])
+        self.progress.left(record, str(error))
 
     def _end(self, trial_id: int, values: list[float] | None, *, stopped: bool = False) -> None:
         record = self.running.pop(trial_id)
@@ -233,65 +363,28 @@ class Driver:
         elif values is not None or stopped:  # taken up from an earlier run: the sampler has not seen it yet
             self._proposer.remember(self.study.store.optuna.get_trial(trial_id), curve)
 
-    def _propose(self) -> Proposal | None:
-        """A proposal for a network that is new under its settings and within the budgets; None where there is none
-        left.
-        """
-        tries = 0
-        while (proposal := self._proposer.ask()) is not None:
-            verdict = self._judge(proposal.chosen)
-            if verdict is None:
-                return proposal
-            self._proposer.reject(proposal, over_budget=verdict == "budget")
-            tries += 1
-            if tries >= PROPOSALS_BEFORE_PICKING and self.space.file.search.sampler != "grid":
-                return self._pick()
-        return None
-
     def _go_on_with_stopped(self) -> Job | None:
         """No network is left that was not begun: the best of those that were stopped early goes on to its end, from its
         checkpoint, as a trial of its own. `exhausted` once there are none, and nothing runs that may yet be stopped or
         trained again.
         """
         stopped = self._rungs.best_stopped()
-        self.exhausted = stopped is None and not self.running
+        self.exhausted = stopped is None and not self.running and not self._elsewhere
         return None if stopped is None else self._begin(self._proposer.ask_for(stopped.chosen), stopped.seed, stopped)
-
-    def _judge(self, chosen: Params) -> str | None:
-        """Why an assignment is not to be trained; None where it is."""
-        try:
-            arch = self.space.arch(chosen)
-        except SpaceError:
-            return "impossible"
-        key = self.space.key(chosen, arch.id)
-        if key in self._known and not (self._proposer.takes_up_stopped and self._rungs.stopped(key)):
-            return "known"
-        return "budget" if self.space.violation(costs(arch)) else None
-
-    def _pick(self) -> Proposal | None:
-        """Any network that was not trained yet: the sampler has run dry."""
-        pool = {key: params for key, (params, _) in self._survey.feasible.items()}
-        chosen = pick_untried(self.space, pool, self._known, self._rng)
-        if chosen is None and not self._survey.exact:
-            for _ in range(10_000):
-                candidate = self.space.sample(self._rng)
-                if self._judge(candidate) is None:
-                    chosen = candidate
-                    break
-        return None if chosen is None else self._proposer.ask_for(chosen)
 
     def _begin(self, proposal: Proposal, seed: int, goes_on: TrialRecord | None = None) -> Job:
         arch = self.space.arch(proposal.chosen)
+        key = self.space.key(proposal.chosen, arch.id)
         record = self.study.begin(
             chosen=proposal.chosen,
             distributions=proposal.distributions,
             arch=arch,
             costs=costs(arch),
             seed=seed,
+            folder=self._jobs.folder(key, seed),
             system_attrs=proposal.system_attrs,
         )
-        key = self.space.key(proposal.chosen, arch.id)
-        self._known.add(key)
+        self._new.known.add(key)
         self._repeats.begun(key, seed)
         self._proposals[record.trial_id] = proposal
         if goes_on is not None:
@@ -299,88 +392,32 @@ class Driver:
             self._rungs.go_on(goes_on, record)
         return self._start(record)
 
-    def _run_again(self, record: TrialRecord) -> Job | None:
-        if record.attempts >= MAX_ATTEMPTS:
-            self.running[record.trial_id] = record
-            self.on_failure(record.trial_id, f"the search died in this trial {record.attempts} times")
-            return self.next_job()
-        self.study.begin_again(record.trial_id)
-        return self._start(TrialRecord(**{**asdict(record), "attempts": record.attempts + 1}))
+    def _run_again(self, record: TrialRecord, counts: bool) -> Job | None:
+        """None where there is nothing to run: it was tried often enough, or another driver was quicker."""
+        taken = self.study.begin_again(record, counts=counts)
+        if not taken:
+            self._elsewhere.add(record.trial_id)
+            self.study.watch([record.trial_id])
+            return None
+        self._elsewhere.discard(record.trial_id)
+        record = replace(record, owner=self.study.owner, attempts=record.attempts + int(counts))
+        if record.attempts <= MAX_ATTEMPTS:
+            return self._start(record)
+        self.running[record.trial_id] = record
+        self.on_failure(record.trial_id, f"the search died in this trial {MAX_ATTEMPTS} times")
+        return None
 
     def _start(self, record: TrialRecord) -> Job:
         self.running[record.trial_id] = record
+        self._begun_beside[record.trial_id] = self.resources
         self.progress.started(record)
-        arch, data = self.space.arch(record.chosen), self.space.data_of(record.chosen)
         key = self.space.key(record.chosen, record.arch_id)
-        folder = self.settings.runs_dir / self.study.name / f"{key}-seed{record.seed}"
-        content = self._template.to_dict()
-        content |= {"number": record.number, "family": arch.family, "options": dict(arch.options), "arch_id": arch.id}
-        content |= {"data": data.model_dump() | {"path": absolute(data.path)}}
-        content |= {"data_digest": self._digests.get(data, "")}
-        training = self.space.training_of(record.chosen)
-        content |= {"training": _training(training), "teacher_digest": self._teachers.get(training.teacher or "", "")}
-        content |= {"params": record.chosen, "timeout_s": self.space.file.search.trial_timeout_s}
         # What was judged before, or was trained to its end with another seed, is not judged again.
         judged = not self._repeats.is_repeat(key) and not self._rungs.was_stopped(record)
-        self._judged_at[record.trial_id] = self._rungs.of(record, training.epochs) if judged else ()
-        content |= {"rungs": self._judged_at[record.trial_id]}
-        return Job.from_dict(content | {"seed": record.seed, "folder": str(folder.resolve())})
+        epochs = self.space.training_of(record.chosen).epochs
+        self._judged_at[record.trial_id] = self._rungs.of(record, epochs) if judged else ()
+        return self._jobs.make(record, self._judged_at[record.trial_id], self.resources)
 
     def trial_id(self, job: Job) -> int:
         """The study's id of a job that runs."""
         return next(key for key, record in self.running.items() if record.number == job.number)
-
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask to stop; a second one stops at once. Whatever was trained is in the study and in
-        checkpoints either way.
-        """
-
-        def handle(number: int, _frame: FrameType | None) -> None:
-            if self.stop_signal is not None:
-                raise KeyboardInterrupt
-            self.stop_signal = number
-
-        if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-            yield
-            return
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _training(training: Training) -> dict[str, Any]:
-    """The settings of a training; a teacher's checkpoint under its full path."""
-    teacher = training.teacher and teacher_path(training.teacher)
-    return training.model_dump() | ({"teacher": str(teacher)} if teacher else {})
-
-
-def absolute(path: str | None) -> str | None:
-    """Workers may have another working directory."""
-    return None if path is None else str(Path(path).resolve())
-
-
-def _latency(outcome: Outcome) -> dict[str, Any] | None:
-    metrics = outcome.metrics
-    # A function of one's own may return the one figure without its quartiles.
-    if not {"latency_ms", "latency_q1_ms", "latency_q3_ms"} <= metrics.keys():
-        return None
-    protocol = {key: outcome.environment[key] for key in ("device", "threads") if key in outcome.environment}
-    return {
-        "name": "latency_ms",
-        "median": metrics["latency_ms"],
-        "q1": metrics["latency_q1_ms"],
-        "q3": metrics["latency_q3_ms"],
-        "n": int(metrics.get("latency_n", 0)),
-        "protocol": protocol | {"batch": int(metrics.get("latency_batch", 1))} | _drift(metrics),
-    }
-
-
-def _drift(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """How steady the machine was while the latency was taken."""
-    if "latency_drift" not in metrics:
-        return {}
-    return {"drift": metrics["latency_drift"], "good": bool(metrics["latency_good"])}

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnet_search.models.arch import MnetError
+
 if TYPE_CHECKING:
-    from mnet_search.search.driver import Progress
+    from mnet_search.search.settings import Progress
     from mnet_search.search.training import Epoch
     from mnet_search.studies.writer import TrialRecord
 
@@ -115,6 +117,13 @@ class RecordedProgress:
         self._end(record.trial_id)
         self._progress.failed(record, reason)
 
+    def left(self, record: TrialRecord, why: str) -> None:
+        self._end(record.trial_id)
+        self._progress.left(record, why)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
     def _end(self, trial_id: int) -> None:
         if file := self._files.pop(trial_id, None):
             file.close()
@@ -125,12 +134,16 @@ class RecordedProgress:
 
 
 @contextmanager
-def recorded(progress: Progress, runs_dir: Path, *, wanted: bool) -> Iterator[Progress]:
+def recorded(progress: Progress, runs_dir: str | Path, *, wanted: bool) -> Iterator[Progress]:
     """`progress`; where `wanted`, with event files below RUNS_DIR/STUDY/tensorboard."""
     if not wanted:
         yield progress
         return
-    watcher = RecordedProgress(progress, runs_dir)
+    if "://" in str(runs_dir):
+        raise MnetError(
+            f"--tensorboard writes to a folder of this machine, and --runs-dir is {runs_dir}; leave one out"
+        )
+    watcher = RecordedProgress(progress, Path(runs_dir))
     try:
         yield watcher
     finally:

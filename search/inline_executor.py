@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 from mnet_search.search.driver import Driver
 from mnet_search.search.handoff import Ended
-from mnet_search.search.messages import messages
+from mnet_search.search.messages import messages, trial_log
 from mnet_search.search.own_evaluation import OwnTrial
 from mnet_search.search.resources import Resources
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome, TrialFailed, evaluate_by
+
+POLL_S = 0.2
 
 
 class InlineExecutor:
@@ -29,10 +32,13 @@ class InlineExecutor:
     def run(self, driver: Driver) -> None:
         """Returns when the driver is done or stopping."""
         with driver.signals():
-            while not driver.done and not driver.stopping:
+            while not driver.done:
+                driver.look()
                 job = driver.next_job()
                 if job is not None:
                     self._run(driver, job, driver.trial_id(job))
+                elif not driver.done:  # other drivers have what is left
+                    time.sleep(POLL_S)
 
     def _run(self, driver: Driver, job: Job, trial_id: int) -> None:
         if (job.evaluate or self._function) and job.timeout_s is None:
@@ -44,7 +50,7 @@ class InlineExecutor:
                     driver.on_outcome(trial_id, Outcome(**content))
                 elif kind != "epoch":
                     driver.on_failure(trial_id, content)
-                elif not driver.on_epoch(trial_id, Epoch(**content)) or driver.stopping:
+                elif not driver.on_epoch(trial_id, Epoch(**content)):
                     return
 
     def _call(self, driver: Driver, job: Job, trial_id: int) -> None:
@@ -52,18 +58,21 @@ class InlineExecutor:
 
         def emit(event: Epoch | Outcome) -> None:
             nonlocal over
+            driver.look()
             if over:  # somebody caught what was raised at the last one
                 raise Ended
             if isinstance(event, Outcome):
                 driver.on_outcome(trial_id, event)
-            elif not driver.on_epoch(trial_id, event) or driver.stopping:
+            elif not driver.on_epoch(trial_id, event):
                 over = True
                 raise Ended
 
-        try:
-            evaluate_by(job, self._function, emit)
-        except Ended:
-            return
-        except TrialFailed as error:
-            if not over:
-                driver.on_failure(trial_id, str(error))
+        with trial_log(job) as log:
+            try:
+                evaluate_by(job, self._function, emit)
+            except Ended:
+                return
+            except TrialFailed as error:
+                log.write(f"trial {job.number} has failed: {error}", error)
+                if not over:
+                    driver.on_failure(trial_id, str(error))

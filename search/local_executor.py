@@ -7,13 +7,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing import connection
 from typing import Any
 
 from mnet_search.search.driver import Driver
 from mnet_search.search.messages import messages
-from mnet_search.search.resources import Resources, environment
+from mnet_search.search.resources import Resources, count_gpus, environment
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome
 
@@ -31,10 +32,13 @@ class LocalExecutor:
         workers: list[_Worker] = []
         with driver.signals():
             try:
-                while not driver.done and not driver.stopping:
+                while not driver.done:
+                    driver.look()
                     self._fill(workers, driver)
                     waiting = [w.pipe for w in workers if w.trial_id is not None]
                     if not waiting:
+                        if not driver.done:  # other drivers have what is left
+                            time.sleep(POLL_S)
                         continue
                     for pipe in connection.wait(waiting, timeout=POLL_S):
                         worker = next(w for w in workers if w.pipe is pipe)
@@ -48,27 +52,31 @@ class LocalExecutor:
                     worker.end()
 
     def _fill(self, workers: list[_Worker], driver: Driver) -> None:
-        """Give every idle worker a job, with more workers while there are fewer than may run."""
-        while sum(w.trial_id is not None for w in workers) < self._resources.concurrency:
-            job = driver.next_job()
-            if job is None:
-                return
+        """Give idle workers jobs while the driver has any, with more workers where none is idle."""
+        while (job := driver.next_job()) is not None:
             idle = next((w for w in workers if w.trial_id is None), None)
             if idle is None:
-                idle = _Worker(self._resources.cpus_per_trial)
+                idle = _Worker(self._resources.cpus_per_trial, self._gpu_for_one_more(workers))
                 workers.append(idle)
             idle.start(job, driver.trial_id(job))
 
+    def _gpu_for_one_more(self, workers: list[_Worker]) -> int | None:
+        """The GPU that the fewest workers have; None where there is no choice."""
+        if self._resources.gpus_per_trial == 0 or (n_gpus := count_gpus()) < 2:
+            return None
+        return min(range(n_gpus), key=lambda gpu: sum(worker.gpu == gpu for worker in workers))
+
 
 class _Worker:
-    """One worker process and the pipe to it."""
+    """One worker process and the pipe to it; `gpu` is the one that it has of several."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, gpu: int | None = None):
+        self.gpu = gpu
         context = _context()
         self.pipe, theirs = context.Pipe()
         self.trial_id: int | None = None
         self._rungs: Sequence[int] = ()
-        with environment(OMP_NUM_THREADS=str(threads)):
+        with environment(OMP_NUM_THREADS=str(threads), PGPASSWORD=None):  # the database is the driver's alone
             # No daemon, which may have no children: a streamed folder of pictures is decoded by some.
             self._process = context.Process(target=_serve, args=(theirs,))
             self._process.start()
@@ -77,7 +85,7 @@ class _Worker:
     def start(self, job: Job, trial_id: int) -> None:
         self.trial_id, self._rungs = trial_id, job.rungs
         with contextlib.suppress(BrokenPipeError):  # the process died while idle: read() will see it
-            self.pipe.send(job.to_dict())
+            self.pipe.send(job.to_dict() | ({} if self.gpu is None else {"device": f"cuda:{self.gpu}"}))
 
     def read(self, driver: Driver) -> bool:
         """Hand one message to the driver. False once the process is gone."""
@@ -91,18 +99,20 @@ class _Worker:
             driver.on_worker_lost(self.trial_id, f"the worker process {how}")
             return False
         if kind == "epoch":
-            goes_on = driver.on_epoch(self.trial_id, Epoch(**content))
-            if content["epoch"] in self._rungs:  # it waits for the answer
+            goes_on, waits = driver.on_epoch(self.trial_id, Epoch(**content)), content["epoch"] in self._rungs
+            if waits:
                 with contextlib.suppress(BrokenPipeError):
                     self.pipe.send(goes_on)
             self.trial_id = self.trial_id if goes_on else None
-            return True
+            return goes_on or waits  # one that does not wait for an answer trains on: its process ends
         trial_id, self.trial_id = self.trial_id, None
         if kind == "outcome":
             driver.on_outcome(trial_id, Outcome(**content))
+        elif kind == "out_of_memory":
+            driver.on_out_of_memory(trial_id, content)
         else:
             driver.on_failure(trial_id, content)
-        return kind != "timeout"  # what hangs in that process ends with it
+        return kind not in ("timeout", "out_of_memory")  # what hangs, or what fills the memory, ends with its process
 
     def kill(self) -> None:
         """End the process; its checkpoints are on disk."""
@@ -133,16 +143,14 @@ def _serve(pipe: connection.Connection) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):  # the driver is gone
+        while True:
             job = Job.from_dict(pipe.recv())
-        except EOFError:
-            return
-        with contextlib.closing(messages(job)) as sent:
-            for kind, content in sent:
-                pipe.send((kind, content))
-                if kind == "epoch" and content["epoch"] in job.rungs and not pipe.recv():
-                    break
+            with contextlib.closing(messages(job, descriptors=True)) as sent:
+                for kind, content in sent:
+                    pipe.send((kind, content))
+                    if kind == "epoch" and content["epoch"] in job.rungs and not pipe.recv():
+                        break
 
 
 def _end_with(sentinel: int) -> None:

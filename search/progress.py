@@ -33,6 +33,8 @@ class Quiet:
     def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None: ...
     def stopped(self, record: TrialRecord, reason: str) -> None: ...
     def failed(self, record: TrialRecord, reason: str) -> None: ...
+    def left(self, record: TrialRecord, why: str) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class TerminalProgress(Quiet):
@@ -106,6 +108,15 @@ class TerminalProgress(Quiet):
         self._failures.append(f"trial {record.number} failed: {reason}")
         if self._live is None:
             self._console.print(self._failures[-1], highlight=False, soft_wrap=True, markup=False)
+
+    def left(self, record: TrialRecord, why: str) -> None:
+        """A trial that ran ends here without a result; nothing of it is lost."""
+        self._running.pop(record.trial_id, None)
+        self.note(f"trial {record.number}: {why}")
+
+    def note(self, text: str) -> None:
+        """A sentence about the run: how it is packed, why it stops."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _eta(self) -> str:
         """Time left, from the median trial: the first ones also carry the start of their worker."""

@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,22 +16,37 @@ from typing import Any
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import lookup
 from mnet_search.search import provenance
-from mnet_search.search.data import DATASETS, Data, DataOptions, describe, read
-from mnet_search.search.data_cache import pinned, share
-from mnet_search.search.driver import Driver, FailureBudgetError, Progress, Settings, absolute
-from mnet_search.search.executors import EXECUTORS
+from mnet_search.search.data import DATASETS, Data, Split, describe
+from mnet_search.search.data_cache import share
+from mnet_search.search.driver import Driver
+from mnet_search.search.executors import EXECUTORS, Executor
 from mnet_search.search.inline_executor import InlineExecutor
+from mnet_search.search.jobs import Jobs, absolute
 from mnet_search.search.objectives import OBJECTIVES
 from mnet_search.search.optimisers import OPTIMISERS
 from mnet_search.search.own_evaluation import OwnTrial, find_function
+from mnet_search.search.packing import Images, pack
+from mnet_search.search.ray_cluster import cluster_concurrency, cluster_nodes
+from mnet_search.search.ray_executor import RayExecutor
 from mnet_search.search.recipes import RECIPES, SCHEDULES, TrainingOptions
-from mnet_search.search.resources import decide_resources
+from mnet_search.search.remote_folder import check_remote, scratch_root
+from mnet_search.search.resources import Resources
 from mnet_search.search.rungs import Rungs
 from mnet_search.search.samplers import SAMPLERS, check_sampler
 from mnet_search.search.schedulers import SCHEDULERS
 from mnet_search.search.score_table import score_table
+from mnet_search.search.settings import FailureBudgetError, Progress, Settings
+from mnet_search.search.sources import (
+    check_same_sources,
+    check_teachers,
+    data_options,
+    earlier_facts,
+    facts_of,
+    read_all,
+    recipes_of,
+)
 from mnet_search.search.speed import SpeedOptions
-from mnet_search.search.teachers import load_teacher
+from mnet_search.search.stopping import StopNow
 from mnet_search.search.trial import Job
 from mnet_search.search.zero_cost import SCORES
 from mnet_search.spaces import schema
@@ -39,12 +55,14 @@ from mnet_search.spaces.schema import COST_NAMES
 from mnet_search.spaces.space import Params, Space, SpaceError, load_space, make_space
 from mnet_search.spaces.survey import Survey, corners, survey
 from mnet_search.spaces.yamlfile import Source, parse_value
-from mnet_search.studies.database import database_path
-from mnet_search.studies.export import data_facts
+from mnet_search.studies.leases import LEASE_S
 from mnet_search.studies.store import Store
+from mnet_search.studies.urls import without_passwords
 from mnet_search.studies.writer import StudyWriter, open_study
 
 DEFAULT_TRIALS = 30
+# A network whose widths nobody else has takes a millisecond to look at, and a run begins with its first trial.
+LOOK_AT_ALL, LOOK_AT_SOME = 7_000, 2_000
 DATA_CACHE = ".data"  # in the runs folder
 # The names that a space file may use, by the key under which it uses them.
 KNOWN: Mapping[str, Collection[str]] = {
@@ -65,11 +83,17 @@ class RunOptions:
 
     storage: str
     study: str | None = None
-    runs_dir: Path = Path("runs")
+    runs_dir: str | Path = "runs"  # a folder, or a URL that fsspec opens
     n_trials: int | None = None
     executor: str = "ray"
     max_failures: int = 10
     seed: int | None = None
+    retry_failed: bool = False
+    timeout_s: float | None = None
+    join: bool = False
+    lease_s: float = LEASE_S
+    address: str | None = None  # of a Ray cluster
+    ship_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,8 @@ class RunResult:
     n_stopped: int
     exhausted: bool
     stop_signal: int | None
+    stop_reason: str | None = None  # in words, where the run was ended before its time
+    stop_requested: bool = False  # by `mnet-search stop`
 
 
 def open_space(path: Path, overrides: list[str]) -> Space:
@@ -145,37 +171,6 @@ def fit_to_data(space: Space) -> Space:
     return space
 
 
-def data_options(setting: schema.Data) -> DataOptions:
-    return DataOptions(**setting.model_dump())
-
-
-def read_all(space: Space, earlier: Mapping[str, Any]) -> dict[schema.Data, Data]:
-    """The images of every setting of the data that trials may have, streamed or not as the study's `earlier` provenance
-    says. Raises DataError, SpaceError.
-    """
-    digests = {setting: data_facts(earlier, setting).get("data_digest") for setting in space.data_settings}
-    options = {setting: data_options(setting) for setting in digests}
-    return {s: read(pinned(options[s], digest) if digest else options[s]) for s, digest in digests.items()}
-
-
-def check_teachers(space: Space) -> dict[str, str]:
-    """The digest of each teacher. Raises MnetError where one is not there, or has not learnt the data's classes."""
-    codes: Iterable[Params] = corners(space) if space.settings.names else [{}]
-    pairs = {(space.training_of(params).teacher, space.data_of(params)) for params in codes}
-    return {
-        teacher: load_teacher(teacher, describe(data_options(setting))).digest
-        for teacher, setting in pairs
-        if teacher is not None
-    }
-
-
-def recipes_of(space: Space) -> dict[str, dict[str, Any]]:
-    """The recipes that trials may have, as they are now: their names alone do not say how a trial was trained."""
-    grid = space.parameters["training.recipe"].grid() if "training.recipe" in space.parameters else None
-    names = {space.file.training.recipe, *map(str, grid or [])}
-    return {name: asdict(lookup(RECIPES, name, "recipe")) for name in sorted(names)}
-
-
 def run_search(
     space: Space, options: RunOptions, progress: Progress, function: Callable[[OwnTrial], Any] | None = None
 ) -> RunResult:
@@ -185,46 +180,57 @@ def run_search(
     Raises MnetError for bad input (nothing is written then), StorageError, FailureBudgetError.
     """
     name = check_name("--study", options.study or space.name)
-    executor = lookup(EXECUTORS, options.executor, "executor")
-    if function is not None:
-        executor = partial(InlineExecutor, function=function)
-    elif space.file.evaluate:
+    make_executor = _executor(options, function)
+    if function is None and space.file.evaluate:
         find_function(space.file.evaluate)
-    found = survey(space)
-    asked = space.file.resources
-    resources = decide_resources(asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
+    found = look_at(space)
     n_trials = count_trials(space, found, options.n_trials)
     seed = space.file.search.seed if options.seed is None else options.seed
     if not 0 <= seed < 2**31:
         raise MnetError(f"--seed {seed}: a seed is a whole number from 0 to {2**31 - 1:,}")
+    if options.timeout_s is not None and options.timeout_s <= 0:
+        raise MnetError(f"--timeout {options.timeout_s:g}: give the run some seconds")
     check_sampler(space)
     Rungs(space)
-    check_runs_dir(options.runs_dir)
+    local = check_runs_dir(options.runs_dir)
     if space.file.search.warm_start is not None:
         with Store(options.storage) as store:  # not made where it is not there
             warm_study(store, space, name)
     trained = space.file.evaluate is None and function is None
     teachers = check_teachers(space) if trained else {}
-    cache = (options.runs_dir / DATA_CACHE).resolve()
-    data = read_all(space, _earlier(options.storage, name)) if trained else {}
-    scores = _scores(space, data, seed, options.runs_dir / name)
-    facts = provenance.collect(["mnet-search", *sys.argv[1:]])
-    facts |= _data_facts(data) | {"teachers": teachers, "recipes": recipes_of(space)}
-    facts |= {"executor": options.executor, "resources": asdict(resources)}
-    with Store(options.storage, create=True) as store:
+    cache = (local / DATA_CACHE).resolve()
+    data = read_all(space, earlier_facts(options.storage, name)) if trained else {}
+    scores = _scores(space, data, seed, local / name)
+    packing = pack(
+        space,
+        found,
+        _asked_of_cluster(space.file.resources, options) if _joins_cluster(options) else space.file.resources,
+        local / name / "packing.json",
+        tell=progress.note,
+        cluster=_joins_cluster(options),
+        trained=trained,
+        images=_images(data),
+    )
+    facts = provenance.collect(without_passwords(["mnet-search", *sys.argv[1:]])[0])
+    facts |= facts_of(data) | {"teachers": teachers, "recipes": recipes_of(space)}
+    facts |= {"executor": options.executor, "resources": asdict(packing.resources), "packing": packing.reason}
+    with ExitStack() as last, Store(options.storage, create=True) as store:
         warm = warm_study(store, space, name)
         study = open_study(store, space, name, n_trials=n_trials, runs_dir=options.runs_dir, provenance=facts)
-        with study.lock():
+        with study.lock(join=options.join, lease_s=options.lease_s):
             check_same_sources(name, store.provenance(name), facts)
             study.begin_run(n_trials, options.runs_dir, facts)
-            settings = Settings(n_trials, options.runs_dir, seed, options.max_failures)
             digests = {setting: images.digest for setting, images in data.items()}
             while data:  # trial processes map them; the driver needs none
                 share(data.popitem()[1], cache)
-            template = _job_template(space, resources.cpus_per_trial, cache)
-            driver = Driver(study, space, found, settings, template, progress, digests, teachers, warm, scores)
-            if not driver.done:
-                executor(resources).run(driver)
+            template = _job_template(space, packing.resources.cpus_per_trial, cache)
+            jobs = Jobs(space, name, template, str(options.runs_dir), digests, teachers)
+            settings = Settings(
+                n_trials, seed, options.max_failures, options.retry_failed, options.timeout_s, packing.resources
+            )
+            driver = Driver(study, space, found, settings, jobs, progress, warm, scores)
+            last.enter_context(driver.signals())  # until the study is closed
+            _carry_out(make_executor(packing.resources), driver)
     if not driver.n_finished and driver.n_failed and driver.exhausted:
         raise FailureBudgetError(
             f"all {driver.n_failed} trials failed, and the space has no other network; see the reasons with "
@@ -238,8 +244,64 @@ def run_search(
         driver.n_failed,
         driver.n_stopped,
         driver.exhausted,
-        driver.stop_signal,
+        driver.stop.signal,
+        driver.stop.reason,
+        driver.stop.requested,
     )
+
+
+def _executor(options: RunOptions, function: Callable[[OwnTrial], Any] | None) -> Callable[[Resources], Executor]:
+    """What makes the executor that is asked for; where there is a function, this process calls it."""
+    made = lookup(EXECUTORS, options.executor, "executor")
+    if function is not None:
+        return partial(InlineExecutor, function=function)
+    if options.executor == "ray":
+        return partial(RayExecutor, address=options.address, ship_code=options.ship_code)
+    for option, wanted in (("--address", options.address), ("--ship-code", options.ship_code)):
+        if wanted:
+            raise MnetError(f"{option}: it is for --executor ray, and this run has {options.executor}")
+    return made
+
+
+def look_at(space: Space) -> Survey:
+    """What a run needs to know of a space before it begins: all of it where it is small, or a grid, else a sample."""
+    whole = space.file.search.sampler == "grid" or (space.n_codes is not None and space.n_codes <= LOOK_AT_ALL)
+    return survey(space) if whole else survey(space, limit=0, samples=LOOK_AT_SOME)
+
+
+def _images(data: Mapping[schema.Data, Data]) -> Images:
+    """How many images trials train on, and how many each keeps on its GPU; the most of any setting."""
+    kept = [sum(len(s) for s in (d.train, d.validation) if isinstance(s, Split)) for d in data.values()]
+    return Images(max((len(d.train) for d in data.values()), default=None), max(kept, default=0))
+
+
+def _joins_cluster(options: RunOptions) -> bool:
+    """Whether trials run on other machines than this one."""
+    return options.executor == "ray" and bool(options.address or os.environ.get("RAY_ADDRESS", "local") != "local")
+
+
+def _asked_of_cluster(asked: schema.Resources, options: RunOptions) -> schema.Resources:
+    """What `auto` means on a cluster: a GPU a trial where it has any, and as many trials as its nodes have room for.
+
+    Raises ClusterError where it cannot be reached.
+    """
+    nodes = cluster_nodes(options.address or os.environ["RAY_ADDRESS"])
+    has_gpus = any(node["Resources"].get("GPU", 0) for node in nodes if node.get("Alive", True))
+    gpus = float(has_gpus) if asked.gpus_per_trial == "auto" else asked.gpus_per_trial
+    room = cluster_concurrency(nodes, asked.cpus_per_trial, float(gpus))
+    concurrency = max(room, 1) if asked.concurrency == "auto" else asked.concurrency
+    return asked.model_copy(update={"gpus_per_trial": gpus, "concurrency": concurrency})
+
+
+def _carry_out(executor: Executor, driver: Driver) -> None:
+    """Run until nothing is left; whatever ends it, trials that run are set down for the next run."""
+    try:
+        if not driver.done:
+            executor.run(driver)
+    except StopNow:
+        pass
+    finally:
+        driver.leave()
 
 
 def _scores(space: Space, data: Mapping[schema.Data, Data], seed: int, folder: Path) -> Any:
@@ -271,59 +333,6 @@ def warm_study(store: Store, space: Space, study: str) -> StudyWriter | None:
     return StudyWriter(store, int(row["study_id"]), name)
 
 
-def _earlier(storage: str, study: str) -> Mapping[str, Any]:
-    """The provenance of a study that exists, else nothing."""
-    if not database_path(storage).exists():
-        return {}
-    with Store(storage, create=True) as store:
-        return store.provenance(study) if study in store.names() else {}
-
-
-def check_same_sources(study: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises MnetError where a study's trials were trained on other images, by another teacher, or by a recipe that
-    meant something else under the same name: they could not be compared.
-    """
-    again = "or start a new study with --study NAME"
-    for row in now.get("data", [now]):
-        setting = schema.Data(**row["settings"]) if "settings" in row else schema.Data()
-        old, new = data_facts(earlier, setting).get("data_digest"), row.get("data_digest")
-        if old and old != new:
-            raise MnetError(
-                f"study {study!r} was begun on other images (their digest was {old[:12]}, it is {new[:12]} now); put "
-                f"them back, {again}"
-            )
-    for name, digest in now["teachers"].items():
-        old = earlier.get("teachers", {}).get(name, digest)
-        if old != digest:
-            raise MnetError(
-                f"study {study!r} was begun with another teacher under {name!r} (its digest was {old[:12]}, it is "
-                f"{digest[:12]} now); put it back, {again}"
-            )
-    changes = difference(earlier.get("recipes") or now["recipes"], now["recipes"])
-    if changes:
-        raise MnetError(
-            f"study {study!r} was begun with another meaning of its recipe ({'; '.join(changes)}); use the version "
-            f"that began it, {again}"
-        )
-
-
-def _data_facts(data: Mapping[schema.Data, Data]) -> dict[str, Any]:
-    """What a study keeps of its data: of the first setting, and of each one where they vary (`data`)."""
-    each: list[dict[str, Any]] = [
-        {
-            "data_digest": images.digest,
-            "validation_images": len(images.validation),
-            "train_images": len(images.train),
-        }
-        for images in data.values()
-    ]
-    settings = (setting.model_dump(exclude_none=True) for setting in data)
-    varied = [{"settings": setting, **facts} for setting, facts in zip(settings, each, strict=True)]
-    if not each:  # nothing is trained
-        return {}
-    return each[0] | ({"data": varied} if len(varied) > 1 else {})
-
-
 def count_trials(space: Space, found: Survey, asked: int | None) -> int:
     """How many finished trials a run aims at: what was asked, else the file's number, else the whole grid or 30."""
     n_trials = asked if asked is not None else space.file.search.n_trials
@@ -343,17 +352,25 @@ def check_name(option: str, name: str) -> str:
     return name
 
 
-def check_runs_dir(folder: Path) -> None:
-    """Raises MnetError unless files can be written below `folder`."""
+def check_runs_dir(folder: str | Path) -> Path:
+    """A folder of this machine for what is no trial's own: the runs folder, or one beside the scratch folders where
+    that is a URL. Raises MnetError unless files can be written there and below `folder`.
+    """
+    if "://" in str(folder):
+        check_remote(str(folder))
+        local = scratch_root()
+    else:
+        local = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        local.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=local):
             pass
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise MnetError(
-            f"{folder}: the runs folder cannot be written to ({reason}); name another with --runs-dir"
+            f"{local}: the runs folder cannot be written to ({reason}); name another with --runs-dir"
         ) from None
+    return local
 
 
 def _job_template(space: Space, threads: int, cache: Path) -> Job:

@@ -57,11 +57,12 @@ class Rungs:
             return
         if record.state == "stopped":
             self._stopped[record.number] = record
+            self._gone_on.discard(self._run(record))
         else:
             self._gone_on.add(self._run(record))
         for epoch, figures in curve.items():
             value = figures[self.column]
-            if value is not None:
+            if value is not None and (record.number, epoch) not in self._judged:
                 self._add(record, epoch, value)
 
     def judge(self, record: TrialRecord, epoch: Epoch, *, ends: bool) -> str | None:
@@ -80,7 +81,8 @@ class Rungs:
     def best_stopped(self) -> TrialRecord | None:
         """The trial that was stopped early and has the first place among those that got farthest."""
         left = {n: max(self._curves[n], default=0) for n in self._left()}
-        farthest = [number for number, epoch in left.items() if epoch == max(left.values())]
+        most = max(left.values(), default=0)
+        farthest = [number for number, epoch in left.items() if epoch == most]
         if not farthest:
             return None
         reached = [self._reached(self._stopped[n], left[n], self._curves[n].get(left[n], math.inf)) for n in farthest]

@@ -17,6 +17,7 @@ import numpy as np
 
 from mnet_search.studies.ranking import ranks
 
+MANY = 500  # trials at a rung, beyond which they are sorted only where it must be
 PEERS = 4  # trials that a median is taken of, at the least
 
 
@@ -85,9 +86,14 @@ class SuccessiveHalving(RungRule):
 
     def judge(self, reached: Reached) -> str | None:
         here = self.at(reached.epoch)
-        place = places(here)[[r.trial for r in here].index(reached.trial)]
+        if not dominated(reached, here):
+            return None
         kept = math.ceil(len(here) / self.eta)
-        if place < kept or not dominated(reached, here):
+        # Whoever dominates it stands before it, so that thousands need not be sorted, which takes long.
+        if len(here) > MANY and (better := n_better(reached, here)) >= kept:
+            return f"{better} of {len(here)} are better at epoch {reached.epoch}, where the first {kept} go on"
+        place = places(here)[[r.trial for r in here].index(reached.trial)]
+        if place < kept:
             return None
         return f"place {place + 1} of {len(here)} at epoch {reached.epoch}, where the first {kept} go on"
 
@@ -139,6 +145,12 @@ def dominated(one: Reached, others: Sequence[Reached]) -> bool:
     own = (one.error, *one.costs)
     rest = (other for other in others if other.trial != one.trial)
     return any(all(a <= b for a, b in zip((other.error, *other.costs), own, strict=True)) for other in rest)
+
+
+def n_better(one: Reached, others: Sequence[Reached]) -> int:
+    """How many trials are at least as good in everything and better in something."""
+    own, table = np.array((one.error, *one.costs)), np.array([(other.error, *other.costs) for other in others])
+    return int(((table <= own).all(axis=1) & (table < own).any(axis=1)).sum())
 
 
 def places(reached: Sequence[Reached]) -> list[int]:

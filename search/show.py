@@ -18,6 +18,7 @@ from mnet_search.models.tables import lookup
 from mnet_search.search.printing import echo, print_json, print_table
 from mnet_search.spaces.space import si
 from mnet_search.spaces.yamlfile import parse_value, read
+from mnet_search.studies.urls import split_password
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +41,8 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
         print_json(asdict(result) | {"front": _records(found.members), "noise": found.noise()})
         return
     state = (
-        f"stopped at {result.n_finished} of {result.n_asked}"
-        if result.stop_signal
+        f"stopped at {result.n_finished} of {result.n_asked} ({result.stop_reason})"
+        if result.stop_reason
         else f"{result.n_finished} of {result.n_asked} finished"
     )
     notes = [f"{result.n_new} in this run"] + [f"{result.n_failed} failed"] * (result.n_failed > 0)
@@ -49,9 +50,10 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
     if result.exhausted and result.n_finished < result.n_asked:
         notes.append("every network of the space within the budgets is known")
     _print_front(found.members, objectives, f"Study {result.study}: {state} ({', '.join(notes)}). {found.title()}")
-    where = "" if options.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(options.storage)}"
+    storage = split_password(options.storage)[0]
+    where = "" if storage == DEFAULT_STORAGE else f" --storage {shlex.quote(storage)}"
     name = shlex.quote(result.study)
-    if result.stop_signal:
+    if result.stop_reason:
         echo(f"\nNext:  mnet-search resume {name}{where}        goes on from here")
         return
     echo(f"\nNext:  mnet-search dashboard {name}{where}        browse the front")
@@ -94,7 +96,7 @@ def study_list(store: Store, *, as_json: bool) -> None:
         print_json([asdict(s) for s in found])
         return
     if not found:
-        echo(f"no study in {store.path} yet; start one with: mnet-search run spaces/mobilenet.yaml")
+        echo(f"no study in {store.where} yet; start one with: mnet-search run spaces/mobilenet.yaml")
         return
     table = Table("study", "space", "finished", "running", "failed", "state", "last activity", box=None, pad_edge=False)
     for s in found:
@@ -168,36 +170,37 @@ def exported(
     which: str,
     limits: Mapping[str, float],
     formats: list[str],
-    folder: Path,
+    folder: str,
     *,
     force: bool,
     as_json: bool,
 ) -> None:
     """Write the export and name its files."""
-    from mnet_search.studies.export import FORMATS, export, select
+    from mnet_search.studies.export import FORMATS, export_to, select
     from mnet_search.studies.frame import load
 
     for wanted in formats:
         if wanted in ("onnx", "torch_export", "executorch"):
             raise MnetError(f"export format {wanted!r} is not part of this version (known: {', '.join(FORMATS)})")
     rows = select(load(store, name), store.objectives(name), which, limits)
-    paths = export(store, name, rows, formats, folder, force=force)
+    paths = export_to(store, name, rows, formats, folder, force=force)
     if as_json:
-        print_json({"files": [str(p) for p in paths]})
+        print_json({"files": paths})
         return
     for path in paths:
-        echo(str(path))
-    config = next((p for p in paths if p.suffix == ".yaml"), None)
+        echo(path)
+    config = next((path for path in paths if path.endswith(".yaml")), None)
     if config:
-        echo(f"\nNext:  mnet-search train {shlex.quote(str(config))}")
+        echo(f"\nNext:  mnet-search train {shlex.quote(config)}")
 
 
-def machine(*, as_json: bool) -> None:
-    """What this machine offers."""
+def machine(database: dict[str, Any] | None, *, as_json: bool) -> None:
+    """What this machine offers, and what was found in the database."""
     import torch
 
     from mnet_search.search import provenance
     from mnet_search.search.run import EXECUTORS, KNOWN
+    from mnet_search.search.show_database import print_examined
 
     facts = provenance.collect(["mnet-search", "doctor"])
     content = {key: facts[key] for key in ("versions", "platform", "processor", "cpu_cores")}
@@ -208,7 +211,7 @@ def machine(*, as_json: bool) -> None:
         key: list(names) for key, names in KNOWN.items()
     }
     if as_json:
-        print_json(content)
+        print_json(content if database is None else content | {"database": database})
         return
     for key, value in content.items():
         shown = (
@@ -219,6 +222,8 @@ def machine(*, as_json: bool) -> None:
             else value
         )
         echo(f"{key:16} {shown or 'none'}")
+    if database is not None:
+        print_examined(database)
 
 
 def parse_limits(items: list[str]) -> dict[str, float]:

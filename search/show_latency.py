@@ -163,7 +163,7 @@ def listed(storage: str, *, as_json: bool) -> None:
     from mnet_search.studies.store import Store
 
     with Store(storage) as store:
-        found, path = stored(store), store.path
+        found, path = stored(store), store.where
     if as_json:
         print_json([summary(s.table) | {"created": s.created.isoformat(timespec="seconds")} for s in found])
         return

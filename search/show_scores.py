@@ -18,8 +18,9 @@ from mnet_search.models.families import create
 from mnet_search.models.tables import lookup
 from mnet_search.search.data import Data, load
 from mnet_search.search.printing import echo, print_json, print_table
-from mnet_search.search.run import data_options, stored_space
+from mnet_search.search.run import stored_space
 from mnet_search.search.score_table import training_batch
+from mnet_search.search.sources import data_options
 from mnet_search.search.zero_cost import BAR, SCORES, Scored, measure_scores
 from mnet_search.studies import frame as frames
 

@@ -80,13 +80,15 @@ def trained(
 
 def tested(store: Store, study: str, row: pd.Series) -> dict[str, Any]:
     """A trial of a study on the test images, as test_accuracy, test_loss and test_images. Raises MnetError."""
+    from mnet_search.models.remote_files import checkpoint_file
     from mnet_search.search.retrain import measure_on_test
     from mnet_search.studies.export import TrainConfig, config_of
 
     if not row["checkpoint"]:
         raise MnetError(f"--test: trial {row['number']} was evaluated by a function and not trained here: no weights")
     config = TrainConfig.model_validate(config_of(store, study, row))
-    return asdict(measure_on_test(config, Path(row["checkpoint"]), study, int(row["number"])))
+    with checkpoint_file(row["checkpoint"], row["checkpoint_sha256"]) as path:
+        return asdict(measure_on_test(config, path, study, int(row["number"])))
 
 
 def print_tested(found: Mapping[str, Any]) -> None:

@@ -34,13 +34,14 @@ from mnet_search.search.data_cache import shared
 from mnet_search.search.handoff import in_thread
 from mnet_search.search.own_evaluation import OwnTrial, find_function, measured
 from mnet_search.search.provenance import processor
+from mnet_search.search.remote_folder import CHECKPOINT, SPEED, open_folder
+from mnet_search.search.resources import limit_gpu_memory
 from mnet_search.search.speed import Speed, SpeedOptions, choose_speed
 from mnet_search.search.teachers import Teacher, load_teacher
 from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, probe_batch, train
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, SPEED = "last.pt", "speed.json"
 LATENCY_LOCK_TIMEOUT_S = 600.0  # a measurement takes seconds; whoever holds the lock this long is stuck
 FOLDER_LOCK_TIMEOUT_S = 60.0  # a worker may outlive its killed driver by some seconds
 
@@ -49,11 +50,11 @@ FOLDER_LOCK_TIMEOUT_S = 60.0  # a worker may outlive its killed driver by some s
 class Job:
     """All that a worker needs to run a trial; goes through JSON. `options` are the family's, resolved.
 
-    `folder` is the trial's own, keyed by arch id and seed; `device` is torch's name or "auto": cuda where there is
-    any. `data_cache` is where this machine's processes share the images whose digest is `data_digest`; without it,
-    each reads its own. After each epoch of `rungs` whoever runs the trial asks whether it goes on. `evaluate` is a
-    function of the user's own in place of training, which is told `params`, the space's parameters, and returns what
-    `measured` names.
+    `folder` is the trial's own, keyed by arch id and seed, a path or a URL; `device` is torch's name or "auto": cuda
+    where there is any. `data_cache` is where this machine's processes share the images whose digest is `data_digest`;
+    without it, each reads its own. After each epoch of `rungs` whoever runs the trial asks whether it goes on.
+    `evaluate` is a function of the user's own in place of training, which is told `params`, the space's parameters, and
+    returns what `measured` names. `gpu_memory_fraction` is the share of the GPU's memory that the process may have.
     """
 
     number: int
@@ -76,6 +77,7 @@ class Job:
     evaluate: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
     measured: Sequence[str] = ()
+    gpu_memory_fraction: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,6 +132,8 @@ def evaluate_by(job: Job, function: Callable[[OwnTrial], Any] | None, emit: Call
         figures = measured(function(trial), tuple(job.measured))
     except MnetError as error:
         raise TrialFailed(str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise TrialOutOfMemory(f"evaluate ran out of memory ({type(error).__name__}: {_first_line(error)})") from error
     except (Exception, SystemExit) as error:  # whatever it is, the trial fails with it and the search goes on
         raise TrialFailed(f"evaluate raised {type(error).__name__}: {_first_line(error)}") from error
     emit(Outcome(figures, environment(torch.device("cpu"), job.threads), "", ""))
@@ -152,14 +156,24 @@ def _train(job: Job) -> Generator[Epoch | Outcome, None, None]:
         torch.set_num_threads(threads_before)
 
 
+class TrialOutOfMemory(TrialFailed):
+    """A trial that found no memory: beside fewer others it may."""
+
+
 @contextlib.contextmanager
 def memory_named() -> Iterator[None]:
-    """Turns a GPU that is full into a TrialFailed of one line."""
+    """Turns memory that is full into a TrialOutOfMemory of one line."""
+    advice = "lower training.batch_size or run fewer trials at once"
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = "lower training.batch_size or run fewer trials at once"
-        raise TrialFailed(f"out of GPU memory; {advice} ({_first_line(error)})") from error
+        raise TrialOutOfMemory(f"out of GPU memory; {advice} ({_first_line(error)})") from error
+    except MemoryError as error:
+        raise TrialOutOfMemory(f"out of memory; {advice} ({_first_line(error)})") from error
+    except RuntimeError as error:  # torch's allocator for the CPU has no class of its own
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise TrialOutOfMemory(f"out of memory; {advice} ({_first_line(error)})") from error
 
 
 def find_device(name: str) -> torch.device:
@@ -177,14 +191,17 @@ def find_device(name: str) -> torch.device:
 
 def _run(job: Job) -> Iterator[Epoch | Outcome]:
     device = find_device(job.device)
+    if device.type == "cuda":
+        limit_gpu_memory(job.gpu_memory_fraction)
     arch = _same_arch(job)
     data = shared(job.data, Path(job.data_cache), job.data_digest) if job.data_cache else load(job.data)
     teacher = _teacher(job, data)
     module = build(arch, job.seed)
-    checkpoint = Path(job.folder) / CHECKPOINT
+    folder = open_folder(job.folder)
+    checkpoint = folder.path / CHECKPOINT
     rows: list[Epoch] = []
-    with _folder_lock(checkpoint.parent):
-        speed = settled_speed(checkpoint.parent, module, data, job.training, job.speed, arch.input.height, device)
+    with _folder_lock(folder.path), folder:
+        speed = settled_speed(folder.path, module, data, job.training, job.speed, arch.input.height, device)
         for row in train(
             module,
             data,
@@ -199,6 +216,7 @@ def _run(job: Job) -> Iterator[Epoch | Outcome]:
             speed=speed,
         ):
             rows.append(row)
+            folder.send()
             yield row
         sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     protocol = replace(PROTOCOLS["default"], threads=job.threads, device=str(device), repeats=job.latency_repeats)
@@ -208,7 +226,7 @@ def _run(job: Job) -> Iterator[Epoch | Outcome]:
         metrics=_metrics(rows, latency),
         environment=environment(device, job.threads)
         | {"data_digest": data.digest, "way": speed.name, "way_reason": speed.reason},
-        checkpoint=str(checkpoint),
+        checkpoint=folder.where(CHECKPOINT),
         checkpoint_sha256=sha256,
     )
 

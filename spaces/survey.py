@@ -46,8 +46,9 @@ class Survey:
         return min(values), max(values)
 
 
-def survey(space: Space, limit: int = SURVEY_LIMIT) -> Survey:
-    """Build the description (never the module) of every network, or of `limit` sampled ones where there are more.
+def survey(space: Space, limit: int = SURVEY_LIMIT, samples: int = SURVEY_LIMIT) -> Survey:
+    """Build the description (never the module) of every network, or of `samples` drawn ones where there are more than
+    `limit` codes.
 
     Raises SpaceError for a value that no network can have, and where no network meets the budgets.
     """
@@ -56,7 +57,7 @@ def survey(space: Space, limit: int = SURVEY_LIMIT) -> Survey:
         codes: Iterable[Params] = space.codes()
     else:
         rng = random.Random(0)
-        codes = itertools.chain(corners(space), (space.sample(rng) for _ in range(limit)))
+        codes = itertools.chain(corners(space), (space.sample(rng) for _ in range(samples)))
     networks: dict[str, tuple[Params, Costs]] = {}
     n_seen = 0
     for params in codes:

@@ -81,7 +81,9 @@ def validate(values: Mapping[str, Any], source: Source, model: type[Model]) -> M
         return model.model_validate(dict(values))
     except ValidationError as error:
         path, message = first_problem(error, model)
-        more = error.error_count() - 1
+        # A key that may be a number or a word is refused once by each; it is one key all the same.
+        keys = {_explained(problem, model)[0] for problem in error.errors(include_url=False)}
+        more = len(keys) - 1
         raise source.error(path, message + (f" (and {more} more)" if more else "")) from None
 
 
@@ -89,8 +91,11 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> tuple[KeyPa
     """The key that pydantic refuses first, and why, in a sentence."""
     # An unknown key is usually the misspelt form of a key that is then missing: name the cause first.
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
-    return _explain(first["loc"], first["type"], first["msg"], first.get("input"), model)
+    return _explained(problems[0], model)
+
+
+def _explained(problem: Any, model: type[BaseModel]) -> tuple[KeyPath, str]:
+    return _explain(problem["loc"], problem["type"], problem["msg"], problem.get("input"), model)
 
 
 def dump(values: Mapping[str, Any]) -> str:

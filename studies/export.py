@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from mnet_search.models.arch import Arch, MnetError
 from mnet_search.models.families import create
+from mnet_search.models.remote_files import RemoteFolder, checkpoint_file, is_url, without_login
 from mnet_search.models.tables import lookup
 from mnet_search.spaces.schema import Data, SpaceFile, Strict, Training
 from mnet_search.spaces.settings import TrialSettings
@@ -187,6 +189,27 @@ def export(
     return [path for *_, path in plan]
 
 
+def export_to(
+    store: Store, study: str, rows: pd.DataFrame, formats: Iterable[str], where: str, *, force: bool = False
+) -> list[str]:
+    """`export` into a folder that is a path or a URL; the paths or URLs of the files written. Raises MnetError."""
+    if not is_url(where):
+        return [str(path) for path in export(store, study, rows, formats, Path(where), force=force)]
+    remote = RemoteFolder(where)
+    with tempfile.TemporaryDirectory(prefix="mnet-search-") as folder:
+        paths = export(store, study, rows, formats, Path(folder))
+        names = remote.names()
+        taken = [path.name for path in paths if path.name in names]
+        if taken and not force:
+            raise MnetError(
+                f"{without_login(remote.url)}/{taken[0]} exists already; give --force to replace it, or another folder "
+                "with -o"
+            )
+        for path in paths:
+            remote.write(path.name, path.read_bytes())
+        return [remote.url_of(path.name) for path in paths]
+
+
 def _one_trial(frame: pd.DataFrame, number: int) -> pd.DataFrame:
     row = frame[frame["number"] == number]
     if row.empty:
@@ -211,9 +234,10 @@ def _write_weights(store: Store, study: str, row: pd.Series, path: Path) -> None
 
     from mnet_search.models.checkpoints import load_checkpoint
 
-    source = Path(row["checkpoint"])
+    source = row["checkpoint"]
     try:
-        checkpoint = load_checkpoint(source)
+        with checkpoint_file(source, row["checkpoint_sha256"]) as found:
+            checkpoint = load_checkpoint(found)
     except FileNotFoundError:
         raise MnetError(
             f"the checkpoint of trial {row['number']} is gone ({source}); --format config needs none"

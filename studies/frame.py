@@ -32,7 +32,7 @@ def load(store: Store, study: str) -> pd.DataFrame:
     not active). Raises StorageError for an unknown study.
     """
     study_id = store.row(study)["study_id"]
-    with store._read() as connection:
+    with store.read() as connection:
         rows = connection.execute(text(_TRIALS), {"study_id": study_id}).mappings().all()
     names = list(store.row(study)["space"]["parameters"])
     own = [name for name in store.objectives(study) if name not in _columns([], [])]
@@ -55,7 +55,7 @@ def curves(store: Store, study: str) -> pd.DataFrame:
         .where(db.trials.c.study_id == study_id)
         .order_by(db.trials.c.number, db.curves.c.epoch)
     )
-    with store._read() as connection:
+    with store.read() as connection:
         rows = connection.execute(query).all()
     return pd.DataFrame([tuple(row) for row in rows], columns=["number", "epoch", *db.CURVE_COLUMNS])
 

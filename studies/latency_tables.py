@@ -28,29 +28,27 @@ def save(store: Store, table: LatencyTable) -> None:
     """Store a table in place of an older one of the same space, device and protocol. Raises StorageError."""
     _ = store.optuna  # whose tables every reader of the database counts on
     content = table.to_json()
-    with db.translated(store.path):
-        db.latency_tables.create(store.engine, checkfirst=True)  # an older database lacks it
-        with store.engine.begin() as connection:
-            rows = connection.execute(
-                select(db.latency_tables.c.table_id, db.latency_tables.c.fingerprint).where(
-                    db.latency_tables.c.space_name == table.space
-                )
-            ).all()
-            same = [table_id for table_id, fingerprint in rows if fingerprint == content["fingerprint"]]
-            connection.execute(db.latency_tables.delete().where(db.latency_tables.c.table_id.in_(same)))
-            connection.execute(
-                db.latency_tables.insert().values(
-                    space_name=table.space,
-                    fingerprint=content["fingerprint"],
-                    content=content,
-                    created=datetime.now(),
-                )
+    with db.translated(store.url), store.engine.begin() as connection:
+        rows = connection.execute(
+            select(db.latency_tables.c.table_id, db.latency_tables.c.fingerprint).where(
+                db.latency_tables.c.space_name == table.space
             )
+        ).all()
+        same = [table_id for table_id, fingerprint in rows if fingerprint == content["fingerprint"]]
+        connection.execute(db.latency_tables.delete().where(db.latency_tables.c.table_id.in_(same)))
+        connection.execute(
+            db.latency_tables.insert().values(
+                space_name=table.space,
+                fingerprint=content["fingerprint"],
+                content=content,
+                created=datetime.now(),
+            )
+        )
 
 
 def stored(store: Store) -> list[StoredTable]:
     """Every table of the database, oldest first; none where it has never held any."""
-    with db.translated(store.path):
+    with db.translated(store.url):
         if not inspect(store.engine).has_table(db.latency_tables.name):
             return []
         with store.engine.connect() as connection:
@@ -69,7 +67,7 @@ def find(store: Store, space: str, fingerprint: Mapping[str, Any]) -> StoredTabl
     if not of_space:
         held = f"{nearest(space, names)}; it has tables of: {', '.join(names)}" if names else "; it has none yet"
         raise MnetError(
-            f"no latency table of {space!r} in {store.path}{held}; build it: mnet-search latency table --build SPACE"
+            f"no latency table of {space!r} in {store.where}{held}; build it: mnet-search latency table --build SPACE"
         )
     for candidate in reversed(of_space):
         if dict(candidate.table.fingerprint) == dict(fingerprint):

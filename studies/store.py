@@ -8,12 +8,10 @@ need neither Optuna nor a lock.
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,9 @@ from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import nearest
 from mnet_search.spaces.space import Space, difference
 from mnet_search.studies import database as db
+from mnet_search.studies import urls
 from mnet_search.studies.database import StorageError
+from mnet_search.studies.drivers import DriverInfo, drivers_of
 
 if TYPE_CHECKING:
     import optuna
@@ -54,8 +54,9 @@ class Store:
     """An open database. `create` allows a new one. Raises StorageError (exit code 3)."""
 
     def __init__(self, url: str, *, create: bool = False):
-        self.url = db.normalise_url(url)
-        self.path = db.database_path(url)
+        self.url = urls.normalise_url(url)
+        self.where = urls.where(url)  # for people: without a password
+        self.path = urls.database_path(url)  # None for a server
         self.engine = db.open_engine(self.url, create=create)
 
     @cached_property
@@ -63,13 +64,13 @@ class Store:
         """Optuna's view of the same database; imported only when asked for, since readers do without."""
         import optuna
 
-        with db.translated(self.path):
+        options = urls.connect_options(urls.parse_url(self.url))
+        made = db.optuna_is_made(self.engine, self.url)
+        with db.translated(self.url), contextlib.nullcontext() if made else db.making(self.engine):
             try:
-                storage = optuna.storages.RDBStorage(
-                    self.url, engine_kwargs={"connect_args": {"timeout": db.BUSY_TIMEOUT_S}}
-                )
+                storage = optuna.storages.RDBStorage(self.url, engine_kwargs=options)
             except RuntimeError as error:  # Optuna's schema is of another version
-                raise StorageError(f"{self.path}: {error}") from None
+                raise StorageError(f"{self.where}: {error}") from None
             db.tune(storage.engine)
         return storage
 
@@ -89,17 +90,17 @@ class Store:
     # ------------------------------------------------------------ reading
 
     def names(self) -> list[str]:
-        with self._read() as connection:
+        with self.read() as connection:
             return list(connection.execute(select(db.studies.c.name).order_by(db.studies.c.study_id)).scalars())
 
     def row(self, study: str) -> Mapping[str, Any]:
         """A study's own row. Raises StorageError naming the studies that there are."""
-        with self._read() as connection:
+        with self.read() as connection:
             found = connection.execute(select(db.studies).where(db.studies.c.name == study)).mappings().first()
         if found is None:
             names = self.names()
             listed = f"; it has: {', '.join(names)}" if names else "; it has none yet"
-            raise StorageError(f"no study {study!r} in {self.path}{nearest(study, names)}{listed}")
+            raise StorageError(f"no study {study!r} in {self.where}{nearest(study, names)}{listed}")
         return found
 
     def studies(self) -> list[Summary]:
@@ -108,11 +109,35 @@ class Store:
         latest = select(
             db.trials.c.study_id, func.max(func.coalesce(db.trials.c.finished, db.trials.c.started))
         ).group_by(db.trials.c.study_id)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(select(db.studies).order_by(db.studies.c.study_id)).mappings().all()
             by_state = {(study, state): n for study, state, n in connection.execute(text(counts))}
             activity = {row[0]: row[1] for row in connection.execute(latest)}
-        return [_summary(row, by_state, activity.get(row["study_id"])) for row in rows]
+            active = set(connection.execute(select(db.drivers.c.study_id)).scalars())
+        return [
+            _summary(
+                row,
+                by_state,
+                activity.get(row["study_id"]),
+                active=row["study_id"] in active and bool(self.drivers(row["name"])),
+            )
+            for row in rows
+        ]
+
+    def drivers(self, study: str) -> list[DriverInfo]:
+        """The drivers that are at work on a study now."""
+        return [driver for driver in self.entered(self.row(study)["study_id"]) if driver.alive]
+
+    def entered(self, study_id: int) -> list[DriverInfo]:
+        """Every driver that has entered itself at a study, by its id, and not left; those too that have died since."""
+        with self.read() as connection:
+            return drivers_of(connection, study_id)
+
+    def request_stop(self, study: str, how: str) -> None:
+        """Ask every driver of a study to stop: `finish` after the running trials' next checkpoints, or `now`."""
+        self.row(study)
+        with self.write() as connection:
+            connection.execute(db.studies.update().where(db.studies.c.name == study).values(stop_request=how))
 
     def summary(self, study: str) -> Summary:
         self.row(study)
@@ -138,13 +163,13 @@ class Store:
         query = select(db.trials.c.number, db.trials.c.chosen).where(
             db.trials.c.study_id == self.row(study)["study_id"]
         )
-        with self._read() as connection:
+        with self.read() as connection:
             return {number: dict(chosen) for number, chosen in connection.execute(query)}
 
     def fingerprint(self, study: str) -> tuple[Any, ...]:
         """Changes whenever something that a page shows has changed; cheap enough for every poll."""
         row = self.row(study)
-        with self._read() as connection:
+        with self.read() as connection:
             states = connection.execute(
                 text(
                     "SELECT state, COUNT(*), MAX(trial_id) FROM trials "
@@ -155,32 +180,44 @@ class Store:
             epochs = connection.execute(
                 select(func.count(), func.max(db.curves.c.trial_id)).select_from(db.curves)
             ).one()
-        return (row["n_trials"], _driver_alive(row["driver"]), tuple(map(tuple, states)), tuple(epochs))
+        return (row["n_trials"], bool(self.drivers(study)), tuple(map(tuple, states)), tuple(epochs))
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[Any]:
-        with db.translated(self.path), self.engine.connect() as connection:
+    def read(self) -> Iterator[Any]:
+        """A connection to read by."""
+        with db.translated(self.url), self.engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Any]:
+        """A transaction: all of it, or nothing where something fails in it."""
+        with db.translated(self.url), self.engine.begin() as connection:
             yield connection
 
     # ------------------------------------------------------------ making a study
 
     def ensure_study(
-        self, space: Space, study: str, *, n_trials: int, runs_dir: Path, provenance: Mapping[str, Any]
+        self, space: Space, study: str, *, n_trials: int, runs_dir: str | Path, provenance: Mapping[str, Any]
     ) -> int:
         """Optuna's id of the study under this name, made if it is new.
 
         Raises MnetError with the differences where the stored space is another one.
         """
-        with db.translated(self.path):
+        with db.translated(self.url):
             if study not in self.names():
-                return self._create(space, study, n_trials, runs_dir, provenance)
+                _ = self.optuna  # its tables, which it makes where they are not there yet
+                with db.making(self.engine):
+                    if study not in self.names():  # another driver may have been quicker
+                        return self._create(space, study, n_trials, runs_dir, provenance)
             row = self.row(study)
             changes = difference(row["identity"], space.identity) if row["space_hash"] != space.hash else []
             if changes:  # a hash also changes with the keys that a later version brings
                 raise _edited(study, changes, space)
             return int(row["study_id"])
 
-    def _create(self, space: Space, study: str, n_trials: int, runs_dir: Path, provenance: Mapping[str, Any]) -> int:
+    def _create(
+        self, space: Space, study: str, n_trials: int, runs_dir: str | Path, provenance: Mapping[str, Any]
+    ) -> int:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -189,7 +226,7 @@ class Store:
         made = optuna.create_study(storage=self.optuna, study_name=study, directions=directions, load_if_exists=True)
         if made.get_trials(deepcopy=False):
             raise StorageError(
-                f"{self.path}: a study {study!r} exists that mnet-search did not make; choose another --study name"
+                f"{self.where}: a study {study!r} exists that mnet-search did not make; choose another --study name"
             )
         if [d.name.lower() for d in made.directions] != directions:  # an empty one, left by a kill or by other hands
             optuna.delete_study(study_name=study, storage=self.optuna)
@@ -217,7 +254,9 @@ class Store:
         return int(made._study_id)
 
 
-def _summary(row: Mapping[str, Any], by_state: Mapping[tuple[int, str], int], activity: Any) -> Summary:
+def _summary(
+    row: Mapping[str, Any], by_state: Mapping[tuple[int, str], int], activity: Any, *, active: bool
+) -> Summary:
     def count(state: str) -> int:
         return by_state.get((row["study_id"], state), 0)
 
@@ -233,23 +272,8 @@ def _summary(row: Mapping[str, Any], by_state: Mapping[tuple[int, str], int], ac
         n_total_asked=row["n_trials"],
         created=row["created"],
         last_activity=max(row["created"], when) if when else row["created"],
-        active=_driver_alive(row["driver"]),
+        active=active,
     )
-
-
-def _driver_alive(driver: Mapping[str, Any] | None) -> bool:
-    """Whether the driver that entered itself still lives; one on another host is believed for a day."""
-    if not driver:
-        return False
-    if driver["host"] != socket.gethostname():
-        return datetime.now() - datetime.fromisoformat(driver["since"]) < timedelta(days=1)
-    try:
-        os.kill(driver["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _edited(study: str, changes: list[str], space: Space) -> MnetError:

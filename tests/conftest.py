@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from postgres import Server
 
 # Read by torch when it is first imported, here and in every process that a test starts: with more busy threads than
 # cores it is slower by an order of magnitude.
@@ -44,3 +48,12 @@ def pytest_make_collect_report(
 def reason(longrepr: object) -> str:
     """The text of a skip, which pytest keeps as (path, line, text)."""
     return str(longrepr[2]) if isinstance(longrepr, tuple) else str(longrepr)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A running PostgreSQL server, one per test process; `postgres.database()` is the URL of a fresh database."""
+    from postgres import server
+
+    with server() as running:
+        yield running

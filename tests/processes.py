@@ -87,12 +87,15 @@ def search(
     return run_search(space, RunOptions(f"sqlite:///{folder / 'study.db'}", **settings), Quiet())  # type: ignore[arg-type]
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    """Start a command in `folder`, in a process group of its own."""
-    log = (folder / "log.txt").open("a")
-    return subprocess.Popen(
-        command(*arguments), cwd=folder, env=environment(), stdout=log, stderr=log, text=True, start_new_session=True
-    )
+def start(folder: Path, *arguments: object, script: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+    """Start a command in `folder`, in a process group of its own; by a `script` that takes the same arguments, with
+    further environment variables.
+    """
+    full = [sys.executable, str(script), *map(str, arguments)] if script else command(*arguments)
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            full, cwd=folder, env=environment() | variables, stdout=log, stderr=log, text=True, start_new_session=True
+        )
 
 
 def load(folder: Path, study: str = "tiny") -> pd.DataFrame:

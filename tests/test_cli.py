@@ -172,7 +172,39 @@ BAD = [
     (("run", "tiny.yaml", "-s", "search.scheduler=moash"), 2, "unknown scheduler 'moash'; did you mean moasha?"),
     (("run", "tiny.yaml", "-s", "resources.gpus_per_trial=1"), 2, "torch sees no GPU on this machine"),
     (("run", "tiny.yaml", "--runs-dir", "tiny.yaml/runs"), 2, "the runs folder cannot be written to (Not a directory)"),
-    (("run", "tiny.yaml", "--storage", "postgresql://u:secret@h/d"), 3, "stores studies in SQLite only"),
+    (
+        ("run", "tiny.yaml", "-s", "resources.concurrency=0"),
+        2,
+        "resources.concurrency: input should be greater than or",
+    ),
+    (
+        ("run", "tiny.yaml", "--timeout", "soon"),
+        2,
+        "--timeout soon: write a time above 0, such as 90 (seconds), 30m, 2h",
+    ),
+    (
+        ("run", "tiny.yaml", "--executor", "local", "--address", "a:1"),
+        2,
+        "--address: it is for --executor ray, and this",
+    ),
+    (
+        ("run", "tiny.yaml", "--executor", "local", "--ship-code"),
+        2,
+        "--ship-code: it is for --executor ray, and this run",
+    ),
+    (("run", "tiny.yaml", "--runs-dir", "nowhere://b/runs"), 2, "nowhere"),
+    (
+        ("run", "tiny.yaml", "--storage", "postgresql://u:secret@127.0.0.1:1/d"),
+        3,
+        "u:***@127.0.0.1:1/d: the server cannot be",
+    ),
+    (
+        ("run", "tiny.yaml", "--storage", "mysql://u:secret@h/d"),
+        2,
+        "mysql://u:***@h/d: studies are not stored in 'mysql'",
+    ),
+    (("status", "tiny"), 3, "no such database"),
+    (("stop", "tiny"), 3, "no such database"),
     (("run", "tiny.yaml", "--storage", "tiny.yaml"), 3, "is not a SQLite database"),
     (("studies",), 3, "study.db: no such database; start a search first"),
     (("report", "tiny"), 3, "no such database"),
@@ -280,6 +312,9 @@ def test_what_later_versions_bring_says_so(tmp_path: Path, name: str) -> None:
 def test_every_command_stands_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     names = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    for group in app.registered_groups:
+        commands = group.typer_instance.registered_commands if group.typer_instance else []
+        names += [f"{group.name} {c.name or c.callback.__name__}" for c in commands if c.callback]
     assert [name for name in names if f"mnet-search {name}" not in text] == []
 
 

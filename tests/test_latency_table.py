@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,19 +275,6 @@ def test_tables_are_kept_by_space_and_device(tmp_path: Path) -> None:
         ):
             latency_tables.find(store, "test", HERE)
         assert store.studies() == []
-
-
-def test_a_database_from_before_tables_goes_on_opening_and_takes_one(tmp_path: Path) -> None:
-    path = tmp_path / "old.db"
-    Store(str(path), create=True).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE mnet_latency_tables")
-    connection.close()
-    with Store(str(path)) as store:
-        assert latency_tables.stored(store) == []
-        latency_tables.save(store, synthetic_table(networks()[:3]))
-    with Store(str(path)) as store:
-        assert len(latency_tables.stored(store)) == 1
 
 
 # ---------------------------------------------------------------- real timings

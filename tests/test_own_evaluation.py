@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mnet_search.models.arch import MnetError
-from mnet_search.search.driver import FailureBudgetError
 from mnet_search.search.own_evaluation import find_function
+from mnet_search.search.settings import FailureBudgetError
 from mnet_search.spaces.space import SpaceError
 from mnet_search.studies.store import Store
 

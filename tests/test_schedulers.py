@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mnet_search.search import schedulers
 from mnet_search.search.schedulers import SCHEDULERS, Reached, Scheduler, dominated, halving_rungs, places
 
 EPOCHS = (1, 3)
@@ -156,3 +159,15 @@ def test_the_median_is_taken_of_those_that_cost_no_more() -> None:
 )
 def test_rungs_by_halving(epochs: int, eta: float, first: int | None, rungs: tuple[int, ...]) -> None:
     assert halving_rungs(epochs, eta, first) == rungs
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=40))
+def test_with_many_trials_the_same_ones_end(figures: list[tuple[int, int]]) -> None:
+    def verdicts(many: int) -> list[bool]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schedulers, "MANY", many)
+            rule = schedulers.SuccessiveHalving((1,), 3.0)
+            reached = [Reached(n, 1, float(error), (float(cost),)) for n, (error, cost) in enumerate(figures)]
+            return [judged(rule, one) is None for one in reached]
+
+    assert verdicts(0) == verdicts(500)

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from mnet_search.models.arch import MnetError
-from mnet_search.search.driver import FailureBudgetError
 from mnet_search.search.samplers import SAMPLERS
+from mnet_search.search.settings import FailureBudgetError
 
 from processes import TINY, children, load, load_curves, mnet, ray_actors, search, start, wait_for, write_space
 

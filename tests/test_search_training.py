@@ -68,7 +68,7 @@ def test_the_way_of_training_and_its_reason_stand_with_the_trial(tmp_path: Path)
     search(tmp_path, n_trials=1)
     search(tmp_path, n_trials=1, study="asked", overrides=("resources.memory_format=contiguous",))
     found = {}
-    with Store(f"sqlite:///{tmp_path / 'study.db'}") as store, store._read() as connection:
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as store, store.read() as connection:
         rows = connection.exec_driver_sql("SELECT environment FROM mnet_trials ORDER BY trial_id").scalars()
         found = [json.loads(row) for row in rows]
     assert [(row["way"], row["way_reason"], row["threads"]) for row in found] == [

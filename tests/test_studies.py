@@ -19,8 +19,8 @@ from mnet_search.spaces.space import Space, make_space
 from mnet_search.spaces.yamlfile import Source
 from mnet_search.studies import frame as frames
 from mnet_search.studies import writer
-from mnet_search.studies.database import StorageError, normalise_url
 from mnet_search.studies.store import Store
+from mnet_search.studies.urls import StorageError, normalise_url
 from mnet_search.studies.writer import StudyWriter, TrialRecord
 
 
@@ -115,7 +115,7 @@ def test_records_name_trials_to_take_up_again_and_end_half_begun_ones(url: str) 
         study = open_study(store)
         finish(study, begin(study), 0.5)
         running = begin(study, 0.2)
-        study.begin_again(running.trial_id)
+        assert study.begin_again(running)
         orphan = store.optuna.create_new_trial(study.study_id)  # the driver died between the two tables
         records = study.records()
         assert [(r.number, r.state, r.attempts) for r in records] == [(0, "finished", 1), (1, "running", 2)]
@@ -163,9 +163,14 @@ def test_one_driver_at_a_time_and_the_lock_ends_with_its_process(url: str, tmp_p
             assert process.stdout.readline() == "held\n"
             assert store.summary("tiny").active
             with (
-                pytest.raises(StorageError, match=f"already being run by process {process.pid} on .* since 20"),
+                pytest.raises(
+                    StorageError, match=f"already being run by process {process.pid} on .* since 20"
+                ) as caught,
                 study.lock(),
             ):
+                pass
+            assert "wait for it, stop it with `mnet-search stop tiny`, or choose another --study" in str(caught.value)
+            with pytest.raises(StorageError, match="SQLite takes one driver at a time"), study.lock(join=True):
                 pass
         finally:
             process.kill()
@@ -180,7 +185,7 @@ def test_one_driver_at_a_time_and_the_lock_ends_with_its_process(url: str, tmp_p
 def test_the_database_is_in_wal_mode_so_that_readers_never_block_the_search(url: str, tmp_path: Path) -> None:
     with Store(url, create=True) as store:
         study = open_study(store)
-        with store._read() as reading, sqlite3.connect(tmp_path / "study.db"):
+        with store.read() as reading, sqlite3.connect(tmp_path / "study.db"):
             assert reading.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert reading.exec_driver_sql("PRAGMA synchronous").scalar() == 1
             begin(study)
@@ -238,7 +243,7 @@ def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "study.db") as connection:
         connection.execute("UPDATE mnet_schema SET version = 99")
     connection.close()
-    with pytest.raises(StorageError, match=r"written by a newer mnet-search \(schema 99, this one reads up to 1\)"):
+    with pytest.raises(StorageError, match=r"written by a newer mnet-search \(schema 99, this one reads up to 2\)"):
         Store(url)
 
 
@@ -260,23 +265,41 @@ def test_a_study_whose_making_was_killed_half_way_is_made_whole(url: str) -> Non
         assert store.summary("tiny").n_finished == 1
 
 
+def test_an_older_schema_is_refused_with_what_upgrades_it(url: str, tmp_path: Path) -> None:
+    with Store(url, create=True) as store:
+        open_study(store)
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        connection.execute("UPDATE mnet_schema SET version = 1")
+    connection.close()
+    with pytest.raises(StorageError, match=r"older mnet-search \(schema 1, this one needs 2\).*mnet-search db upgrade"):
+        Store(url)
+
+
 @pytest.mark.parametrize(
-    ("url", "text"),
+    ("url", "code", "text"),
     [
+        ("mysql://user:secret@host/db", 2, "mysql://user:***@host/db: studies are not stored in 'mysql'; write sqlite"),
         (
-            "postgresql://user:secret@host/db",
-            "postgresql://user:***@host/db: this version stores studies in SQLite only",
+            "postgresql+asyncpg://user:secret@host/db",
+            2,
+            "the driver for PostgreSQL is psycopg; write postgresql+psycopg",
         ),
-        ("sqlite://", "names no file"),
-        ("nonsense://x", "this version stores studies in SQLite only"),
-        ("sqlite:///no/such/folder/x.db", "the folder no/such/folder does not exist"),
+        ("postgresql://user:secret@host", 2, "names no database; write postgresql+psycopg://USER@HOST/DATABASE"),
+        ("postgresql+asyncpg://host/db?password=secret", 2, "postgresql+asyncpg://host/db?password=***: the driver"),
+        ("sqlite://", 2, "names no file"),
+        ("nonsense://x", 2, "studies are not stored in 'nonsense'"),
+        ("://user:secret@x", 2, "'://user:***@x' is not a storage URL"),
+        ("sqlite:///no/such/folder/x.db", 3, "the folder no/such/folder does not exist"),
     ],
 )
-def test_bad_storage_urls(url: str, text: str) -> None:
+def test_bad_storage_urls(url: str, code: int, text: str) -> None:
     with pytest.raises(StorageError) as caught:
         Store(url, create=True)
     assert text in str(caught.value)
+    assert caught.value.exit_code == code
+    assert "secret" not in str(caught.value)
 
 
 def test_a_plain_path_is_sqlite() -> None:
     assert normalise_url("a/b.db") == "sqlite:///a/b.db"
+    assert normalise_url("postgresql://u:p@h/d") == "postgresql+psycopg://u:p@h/d"
