@@ -144,14 +144,15 @@ def resume_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     """What the file at `path`, else the one before it, else the best one holds of `run`; None where there is nothing to
     go on from.
 
-    A file that cannot be used is renamed to NAME.refused, replacing an older one, and the reason logged as a warning.
+    A file that cannot be used is renamed to NAME.refused, replacing an older one, and the reason logged as a warning;
+    what is used in its place is at `path` then.
     """
     for rest in path.parent.glob(".*.tmp"):  # of a run that was killed while it wrote
         rest.unlink(missing_ok=True)
     names = (path, path.with_name(PREVIOUS), path.with_name(BEST))
     for number, candidate in enumerate(names):
         try:
-            return load_checkpoint(candidate, run)
+            found = load_checkpoint(candidate, run)
         except FileNotFoundError:
             continue
         except CheckpointError as refusal:
@@ -160,6 +161,10 @@ def resume_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
             left = any(other.exists() for other in names[number + 1 :])
             then = "the one before it is tried" if left else "training starts anew"
             log.warning("%s; it is kept as %s and %s", refusal, aside.name, then)
+        else:
+            if candidate != path:
+                _also_as(candidate, path)
+            return found
     return None
 
 

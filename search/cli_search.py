@@ -65,6 +65,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Search a space. The same command again continues where it stopped."""
+    _prepare(executor)
     from mnet_search.search.run import RunOptions, open_space
 
     options = RunOptions(
@@ -107,6 +108,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Continue a study from the space that it stores."""
+    _prepare(executor)
     from mnet_search.search.run import RunOptions, stored_space
 
     with open_store(storage) as store:
@@ -159,6 +161,14 @@ class Shown:
     log_json: bool
     quiet: bool
     as_json: bool
+
+
+def _prepare(executor: str) -> None:
+    """What takes seconds and can go on beside this process' own imports."""
+    if executor == "local":
+        from mnet_search.search.workers import start_early
+
+        start_early()
 
 
 def _search(space: Space, options: RunOptions, shown: Shown) -> None:

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing import connection
-from typing import Any
 
 from mnet_search.search.driver import Driver
 from mnet_search.search.messages import messages
-from mnet_search.search.resources import Resources, count_gpus, environment
+from mnet_search.search.resources import Resources, count_gpus
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome
+from mnet_search.search.workers import environment, worker_context
 
 POLL_S = 0.2
 
@@ -72,7 +72,7 @@ class _Worker:
 
     def __init__(self, threads: int, gpu: int | None = None):
         self.gpu = gpu
-        context = _context()
+        context = worker_context()
         self.pipe, theirs = context.Pipe()
         self.trial_id: int | None = None
         self._rungs: Sequence[int] = ()
@@ -123,18 +123,6 @@ class _Worker:
         self.kill()
         self._process.join()
         self.pipe.close()
-
-
-def _context() -> Any:
-    """How workers are made: forked from a small server that has imported torch once, so that the second worker, and one
-    that replaces a killed one, start at once. (The driver itself cannot be forked: it has threads.) Without fork:
-    spawn.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mnet_search.search.trial"])
-    return context
 
 
 def _serve(pipe: connection.Connection) -> None:

@@ -21,20 +21,19 @@ from mnet_search.models.arch import MnetError, Shape
 from mnet_search.models.checkpoints import write_atomically
 from mnet_search.models.costs import FLOAT32_BYTES, Costs
 from mnet_search.search.evaluation import EVALUATION_PIXELS
-from mnet_search.search.local_executor import _context as worker_context
 from mnet_search.search.packing_probe import GAIN, Crew, Figures, ProbeFailed, ProbeJob, TooSlow, side_by_side
 from mnet_search.search.recipes import TrainingOptions
 from mnet_search.search.resources import (
     Machine,
     Resources,
     decide_resources,
-    environment,
     gpu_share,
     look_at_machine,
     plain_rule,
     trials_per_gpu,
 )
 from mnet_search.search.speed import SpeedOptions
+from mnet_search.search.workers import environment, worker_context
 from mnet_search.spaces import schema
 from mnet_search.spaces.space import Space, si
 from mnet_search.spaces.survey import Survey

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from mnet_search.models.arch import MnetError
-from mnet_search.search.resources import Resources, environment
+from mnet_search.search.resources import Resources
+from mnet_search.search.workers import environment
 
 ROOMS = ("models", "spaces", "studies", "dashboards", "search")
 DRIVERS_OWN = ("PGPASSWORD", "MNET_STORAGE")  # environment variables that no worker has any business with

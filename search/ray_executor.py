@@ -14,7 +14,8 @@ from typing import Any
 
 from mnet_search.search.driver import Driver
 from mnet_search.search.ray_cluster import ROOMS, ClusterError, check_code, check_room, folder_of, join, start_own
-from mnet_search.search.resources import Resources, environment
+from mnet_search.search.resources import Resources
+from mnet_search.search.workers import environment
 
 SHIPPED = {".py", ".yaml", ".typed"}
 MOST_SHIPPED_BYTES = 20 * 2**20  # of the user's own modules

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,25 +46,6 @@ class Machine:
     def device_bytes(self, on_gpu: bool) -> int | None:
         """The memory that trials on one device share: all of the smallest GPU's, or main memory."""
         return min(gpu.memory_bytes for gpu in self.gpus) if on_gpu else self.memory_bytes
-
-
-@contextlib.contextmanager
-def environment(**values: str | None) -> Iterator[None]:
-    """Environment variables for processes started inside, without those that are None; put back afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 # ---------------------------------------------------------------- the plain rule

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from mnet_search.search.local_executor import _context
 from mnet_search.search.packing_probe import Crew, ProbeFailed, ProbeJob, TooSlow, _counts, side_by_side
 from mnet_search.search.recipes import TrainingOptions
 from mnet_search.search.resources import available_memory
+from mnet_search.search.workers import worker_context
 
 TINY_JOB = ProbeJob("baseline", {"resolution": 12, "hidden": 8, "classes": 10, "in_channels": 1}, 8, TrainingOptions())
 
 
 def crew(job: ProbeJob = TINY_JOB, budget_s: float = 60.0) -> Crew:
-    return Crew(_context(), job, budget_s)
+    return Crew(worker_context(), job, budget_s)
 
 
 def test_a_crew_trains_side_by_side_and_none_of_it_is_left() -> None:
@@ -93,11 +93,11 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "print('ran', flush=True)\n"
-        "from mnet_search.search.local_executor import _context\n"
+        "from mnet_search.search.workers import worker_context\n"
         "from mnet_search.search.packing_probe import Crew, ProbeJob\n"
         "from mnet_search.search.recipes import TrainingOptions\n"
         f"job = ProbeJob('baseline', {TINY_JOB.options!r}, 8, TrainingOptions())\n"
-        "with Crew(_context(), job, 60) as crew:\n"
+        "with Crew(worker_context(), job, 60) as crew:\n"
         "    print(len(crew.warm(2)))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
