@@ -25,7 +25,7 @@ from mnet_search.search.new_networks import NewNetworks
 from mnet_search.search.objectives import values_of
 from mnet_search.search.pareto_sampler import Figures
 from mnet_search.search.repeats import Repeats
-from mnet_search.search.resources import Resources, halved
+from mnet_search.search.resources import Resources, halved, memory_kills
 from mnet_search.search.rungs import Rungs, teach
 from mnet_search.search.samplers import Proposal, Proposer, make_proposer
 from mnet_search.search.settings import FailureBudgetError, Progress, Settings
@@ -66,6 +66,7 @@ class Driver:
         self.n_finished = self.n_new = self.n_failed = self.n_stopped = 0
         self.exhausted = False
         self._told = False
+        self._memory_kills = memory_kills()
         self.stop = Stopping(settings.timeout_s, study.stop_requested)
         self.resources = settings.resources
         self.running: dict[int, TrialRecord] = {}
@@ -300,7 +301,13 @@ class Driver:
             self.progress.note("\n    ".join([f"    the end of {folder}/{LOG}:", *lines]))
 
     def on_worker_lost(self, trial_id: int, reason: str) -> None:
-        """The process that trained a trial has died: the trial runs again from its checkpoint, a few times."""
+        """The process that trained a trial has died: the trial runs again from its checkpoint, a few times; beside
+        fewer others where the system has ended a process for want of memory.
+        """
+        if memory_kills() > self._memory_kills:
+            self._memory_kills = memory_kills()
+            self.on_out_of_memory(trial_id, f"{reason}, for want of memory")
+            return
         record = self.running[trial_id]
         if record.attempts >= MAX_ATTEMPTS:
             self.on_failure(trial_id, f"{reason}, at the {record.attempts}. attempt")
@@ -319,7 +326,9 @@ class Driver:
             return
         self.resources = smaller
         self._again.append((self.running.pop(trial_id), False))
-        self.progress.note(f"out of memory, so {smaller.concurrency} trials run at once from now on ({reason})")
+        n = smaller.concurrency
+        how = f"{n} trials run at once" if n > 1 else "one trial runs at a time"
+        self.progress.note(f"out of memory, so {how} from now on ({reason})")
 
     def leave(self) -> None:
         """The run is over: what it did not bring to an end waits for the next one, from its checkpoint. That counts as

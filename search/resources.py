@@ -178,6 +178,15 @@ def _left_in(group: Path) -> int | None:
     return None
 
 
+def memory_kills(statistics: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the system has ended for want of memory since it started (Linux; elsewhere 0)."""
+    try:
+        lines = statistics.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 def count_gpus() -> int:
     """The GPUs of this machine that torch can use."""
     import torch

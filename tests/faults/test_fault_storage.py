@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -213,36 +213,51 @@ def test_kill_9_while_sqlite_writes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- damaged checkpoints
 
 
-DAMAGE = {
-    "flipped bytes": lambda path: path.write_bytes(bytes(b ^ 0x55 for b in path.read_bytes()[:400]) + b"x" * 100),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "without its record": lambda path: path.with_name(f"{path.name}.json").unlink(),
-}
+def flip(content: bytes) -> bytes:
+    """Some bytes in the middle are others."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(byte ^ 0x55 for byte in content[middle : middle + 64]) + content[middle + 64 :]
 
 
-@pytest.mark.parametrize(("damage", "names"), [(d, ["last.pt"]) for d in DAMAGE] + [("truncated", ["*.pt"])])
-def test_a_damaged_checkpoint_is_refused_and_the_trial_goes_on(tmp_path: Path, damage: str, names: list[str]) -> None:
-    """From the checkpoint before it; where all are damaged, from the beginning."""
-    arguments = ("run", write_space(tmp_path, trained(6)), "--executor", "local", "--n-trials", 2)
-    script = driver_with(tmp_path, Fault(WRITER, "add_epoch", n=10))
-    with going(start(tmp_path, *arguments, script=script)) as process:
+def halve(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+IN_THE_MIDDLE = Fault(WRITER, "add_epoch", n=44)  # of 40 epochs a trial: the second has at least three checkpoints
+AT_THE_END = Fault(WRITER, "finish", n=2)  # it is trained to its end; what is left is to say so
+
+
+@pytest.mark.parametrize(
+    ("fault", "epochs", "damage", "damaged"),
+    [
+        (IN_THE_MIDDLE, 40, flip, ["last.pt"]),
+        (IN_THE_MIDDLE, 40, None, ["last.pt"]),
+        (IN_THE_MIDDLE, 40, halve, ["last.pt", "previous.pt", "best.pt"]),
+        (AT_THE_END, 1, halve, ["last.pt"]),  # the best one is then complete too
+    ],
+    ids=["flipped", "without its record", "all of them truncated", "truncated at the end"],
+)
+def test_a_damaged_checkpoint_is_refused_and_its_trial_completes(
+    tmp_path: Path, fault: Fault, epochs: int, damage: Callable[[bytes], bytes] | None, damaged: list[str]
+) -> None:
+    """It goes on from the checkpoint before, or from the best one; where all are damaged, from the beginning."""
+    arguments = ("run", write_space(tmp_path, trained(epochs)), "--executor", "local", "--n-trials", 2)
+    with going(start(tmp_path, *arguments, script=driver_with(tmp_path, fault))) as process:
         assert process.wait(120) == -signal.SIGKILL
     before = finished(tmp_path)
     (row,) = trials(tmp_path, "RUNNING")
-    damaged = [path for name in names for path in Path(row["folder"]).glob(name)]
-    assert damaged
-    contents = [path.read_bytes() for path in damaged]
-    for path in damaged:
-        # never into the file: best.pt and previous.pt may be names of the same one
+    folder = Path(row["folder"])
+    for name in damaged:
+        path = folder / name
+        if damage is None:
+            path.with_name(f"{name}.json").unlink()
+            continue
         content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content)
-        DAMAGE[damage](path)
+        path.unlink()  # never into the file: two names may be one
+        path.write_bytes(damage(content))
     again(tmp_path, *arguments)
-    found = assert_nothing_lost(tmp_path, 2, 6, before=before)
-    assert [row["attempts"] for row in found] == [1, 2]
-    log = (Path(row["folder"]) / "trial.log").read_text()
-    tried = "training starts anew" if names == ["*.pt"] else "the one before it is tried"
-    assert tried in log
-    assert (Path(row["folder"]) / "last.pt.refused").exists()
-    assert contents
+    found = assert_nothing_lost(tmp_path, 2, epochs, before=before)
+    assert [(r["state"], r["attempts"]) for r in found] == [("COMPLETE", 1), ("COMPLETE", 2)]
+    log = (folder / "trial.log").read_text()
+    assert ("training starts anew" if len(damaged) > 1 else "the one before it is tried") in log
+    assert (folder / "last.pt.refused").exists()

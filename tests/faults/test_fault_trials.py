@@ -4,6 +4,9 @@ goes on.
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,7 +94,10 @@ def test_trials_without_memory_run_alone_and_fail_only_there(tmp_path: Path) -> 
     text = OWN.replace("concurrency: 1", "concurrency: 2")
     arguments = ("run", write_space(tmp_path, text), "--executor", "local", "--n-trials", 3)
     log = again(tmp_path, *arguments)
-    assert "out of memory, so 1 trials run at once from now on (evaluate ran out of memory (MemoryError: no room" in log
+    assert (
+        "out of memory, so one trial runs at a time from now on (evaluate ran out of memory (MemoryError: no room"
+        in log
+    )
     found = assert_nothing_lost(tmp_path, 3, 2, with_checkpoints=False)
     assert [(row["state"], row["attempts"]) for row in found] == [
         ("COMPLETE", 1),
@@ -169,3 +175,38 @@ def test_a_trial_that_hangs_fails_and_its_log_says_where(tmp_path: Path) -> None
     assert 'own.py", line' in log
     assert "in hangs" in log
     assert not lives(pid)
+
+
+@contextlib.contextmanager
+def little_memory(megabytes: int) -> Iterator[Path]:
+    """A group of processes that has so much memory together; its file `cgroup.procs` takes who belongs to it."""
+    one, two = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    name = f"mnet-search-{os.getpid()}"
+    group, limit = (one / name, "memory.limit_in_bytes") if one.is_dir() else (two / name, "memory.max")
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(megabytes * 2**20))
+    except OSError as error:
+        pytest.skip(f"needs the right to make a group of processes with little memory: {error}")
+    try:
+        yield group / "cgroup.procs"
+    finally:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def test_the_systems_own_end_of_a_worker_for_want_of_memory_is_told_from_other_kills(tmp_path: Path) -> None:
+    body = "x = bytearray(6_000_000_000) if (HERE / 'large').exists() and trial.number == 0 else b''\n"
+    write_own(tmp_path, body + "time.sleep(0.5)\nreturn 0.5")
+    (tmp_path / "large").touch()
+    space = OWN.replace("concurrency: 1", "concurrency: 2").replace("sampler: random", "sampler: grid")
+    with little_memory(4500) as members:
+        process = start(tmp_path, "run", write_space(tmp_path, space), "--executor", "local", "--n-trials", 3)
+        members.write_text(str(process.pid))  # before it has begun anything of its own
+        with going(process):
+            log = ended(process, tmp_path, 0)
+    why = "the worker process was killed by signal 9, for want of memory"
+    assert f"out of memory, so one trial runs at a time from now on ({why})" in log
+    failed = trials(tmp_path, "FAIL")
+    assert [(row["number"], row["reason"], row["attempts"]) for row in failed] == [(0, why, 1)]
+    assert_nothing_lost(tmp_path, 3, 0, with_checkpoints=False)
