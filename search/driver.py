@@ -305,9 +305,10 @@ class Driver:
         fewer others where the system has ended a process for want of memory.
         """
         if memory_kills() > self._memory_kills:
-            self._memory_kills = memory_kills()
-            self.on_out_of_memory(trial_id, f"{reason}, for want of memory")
-            return
+            self._memory_kills, reason = memory_kills(), f"{reason}, for want of memory"
+            if halved(self.resources) is not None:
+                self.on_out_of_memory(trial_id, reason)
+                return
         record = self.running[trial_id]
         if record.attempts >= MAX_ATTEMPTS:
             self.on_failure(trial_id, f"{reason}, at the {record.attempts}. attempt")

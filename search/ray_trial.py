@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ray.tune.search import Searcher
 
 from mnet_search.search.driver import Driver
 from mnet_search.search.messages import messages
-from mnet_search.search.ray_cluster import missing_code
+from mnet_search.search.ray_cluster import ClusterError, missing_code
 from mnet_search.search.training import Epoch
 from mnet_search.search.trial import Job, Outcome
 
@@ -61,6 +62,20 @@ class RayTrial(tune.Trainable):
         """Nothing: the trial finds its own checkpoints."""
 
 
+LOOK_EVERY_S = 5.0  # at Ray's nodes
+
+
+def _check_nodes() -> None:
+    """Raises ClusterError where no node is left."""
+    import ray
+
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise ClusterError(
+            "Ray has no node left that lives (its raylet has died); start it again where it is a cluster's, and run "
+            "the same command again"
+        )
+
+
 class StudySearcher(Searcher):
     """Tune's view of the driver. Holds nothing of its own, so there is nothing to save: the study is asked and told
     directly.
@@ -74,6 +89,7 @@ class StudySearcher(Searcher):
         self._driver, self._gpus = driver, driver.resources.gpus_per_trial
         self._trial_ids: dict[str, int] = {}
         self.error: BaseException | None = None
+        self._next_look = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its search algorithm into a file of the run; nothing of ours, and no database URL, goes
@@ -128,8 +144,11 @@ class StudySearcher(Searcher):
         return True
 
     def look(self) -> None:
-        """Have the driver look for reasons to stop."""
+        """Have the driver look for reasons to stop, and see whether Ray still has a node: Tune would wait for one."""
         self._guard(self._driver.look)
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_EVERY_S
+            self._guard(_check_nodes)
 
     def _guard(self, act: Any) -> None:
         try:

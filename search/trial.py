@@ -42,6 +42,7 @@ from mnet_search.search.training import Epoch, TrainingOptions, TrialFailed, pro
 
 log = logging.getLogger(__name__)
 
+CPU_ALLOCATOR = "DefaultCPUAllocator"  # by which torch's RuntimeError for a full memory is known
 LATENCY_LOCK_TIMEOUT_S = 600.0  # a measurement takes seconds; whoever holds the lock this long is stuck
 FOLDER_LOCK_TIMEOUT_S = 60.0  # a worker may outlive its killed driver by some seconds
 
@@ -135,6 +136,8 @@ def evaluate_by(job: Job, function: Callable[[OwnTrial], Any] | None, emit: Call
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise TrialOutOfMemory(f"evaluate ran out of memory ({type(error).__name__}: {_first_line(error)})") from error
     except (Exception, SystemExit) as error:  # whatever it is, the trial fails with it and the search goes on
+        if CPU_ALLOCATOR in str(error):
+            raise TrialOutOfMemory(f"evaluate ran out of memory ({_first_line(error)})") from error
         raise TrialFailed(f"evaluate raised {type(error).__name__}: {_first_line(error)}") from error
     emit(Outcome(figures, environment(torch.device("cpu"), job.threads), "", ""))
 
@@ -171,7 +174,7 @@ def memory_named() -> Iterator[None]:
     except MemoryError as error:
         raise TrialOutOfMemory(f"out of memory; {advice} ({_first_line(error)})") from error
     except RuntimeError as error:  # torch's allocator for the CPU has no class of its own
-        if "DefaultCPUAllocator" not in str(error):
+        if CPU_ALLOCATOR not in str(error):
             raise
         raise TrialOutOfMemory(f"out of memory; {advice} ({_first_line(error)})") from error
 

@@ -208,5 +208,5 @@ def test_the_systems_own_end_of_a_worker_for_want_of_memory_is_told_from_other_k
     why = "the worker process was killed by signal 9, for want of memory"
     assert f"out of memory, so one trial runs at a time from now on ({why})" in log
     failed = trials(tmp_path, "FAIL")
-    assert [(row["number"], row["reason"], row["attempts"]) for row in failed] == [(0, why, 1)]
+    assert [(row["number"], row["reason"], row["attempts"]) for row in failed] == [(0, f"{why}, at the 3. attempt", 3)]
     assert_nothing_lost(tmp_path, 3, 0, with_checkpoints=False)
