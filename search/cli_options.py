@@ -43,7 +43,8 @@ TimeLimit = Annotated[
 ]
 Join = Annotated[bool, typer.Option("--join", help="work beside other drivers on a study in PostgreSQL")]
 Lease = Annotated[
-    float, typer.Option("--lease", min=1, help="seconds of silence after which other drivers take over", metavar="S")
+    float,
+    typer.Option("--lease", min=1, max=86400, help="seconds of silence until others take over", metavar="S"),
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="a Ray cluster to join: auto or HOST:PORT", metavar="ADDRESS")

@@ -202,6 +202,8 @@ class Driver:
         self._proposer.remember(trial, self._rungs.curve(record.number))
 
     def _choose(self) -> Job | None:
+        if self.n_finished + len(self.running) >= self.settings.n_trials:  # fewer may be asked for than were begun
+            return None
         while self._again:
             job = self._run_again(*self._again.popleft())
             if job is not None:
@@ -246,7 +248,11 @@ class Driver:
                 return True
             self._set_down(trial_id)
             return False
-        self.study.stop(trial_id, reason)
+        try:
+            self.study.stop(trial_id, reason)
+        except LeaseLostError as error:
+            self._lose(trial_id, error)
+            return False
         self._end(trial_id, None, stopped=True)
         self.n_stopped += 1
         self.progress.stopped(record, reason)

@@ -57,7 +57,7 @@ from mnet_search.spaces.survey import Survey, corners, survey
 from mnet_search.spaces.yamlfile import Source, parse_value
 from mnet_search.studies.leases import LEASE_S
 from mnet_search.studies.store import Store
-from mnet_search.studies.urls import without_passwords
+from mnet_search.studies.urls import hide_password
 from mnet_search.studies.writer import StudyWriter, open_study
 
 DEFAULT_TRIALS = 30
@@ -188,6 +188,8 @@ def run_search(
     seed = space.file.search.seed if options.seed is None else options.seed
     if not 0 <= seed < 2**31:
         raise MnetError(f"--seed {seed}: a seed is a whole number from 0 to {2**31 - 1:,}")
+    if options.max_failures < 0:
+        raise MnetError(f"--max-failures {options.max_failures}: write 0 or more")
     if options.timeout_s is not None and options.timeout_s <= 0:
         raise MnetError(f"--timeout {options.timeout_s:g}: give the run some seconds")
     check_sampler(space)
@@ -211,7 +213,7 @@ def run_search(
         trained=trained,
         images=_images(data),
     )
-    facts = provenance.collect(without_passwords(["mnet-search", *sys.argv[1:]])[0])
+    facts = provenance.collect([hide_password(text) for text in ("mnet-search", *sys.argv[1:])])
     facts |= facts_of(data) | {"teachers": teachers, "recipes": recipes_of(space)}
     facts |= {"executor": options.executor, "resources": asdict(packing.resources), "packing": packing.reason}
     with ExitStack() as last, Store(options.storage, create=True) as store:
@@ -356,6 +358,13 @@ def check_runs_dir(folder: str | Path) -> Path:
     """A folder of this machine for what is no trial's own: the runs folder, or one beside the scratch folders where
     that is a URL. Raises MnetError unless files can be written there and below `folder`.
     """
+    if not str(folder) or str(folder).startswith("://"):
+        raise MnetError(f"--runs-dir {str(folder)!r}: name a folder, or a URL such as s3://bucket/runs")
+    if hide_password(str(folder)) != str(folder):
+        raise MnetError(
+            f"--runs-dir {hide_password(str(folder))}: the study would keep its password; put the login into fsspec's "
+            "own configuration (~/.config/fsspec), and leave it out of the URL"
+        )
     if "://" in str(folder):
         check_remote(str(folder))
         local = scratch_root()

@@ -213,8 +213,8 @@ class _LeasedSeat:
         while not self._left.wait(self._lease_s / RENEWALS):
             try:
                 self._renew()
-            except DBAPIError as error:  # the server may be back at the next one; until then the writes say so
-                log.warning("the lease could not be renewed: %s", " ".join(str(error.orig).split()))
+            except Exception as error:  # noqa: BLE001  # the server may be back at the next one; until then writes say so
+                log.warning("the lease could not be renewed: %s", " ".join(str(error).split()))
                 self._let_go()
 
     def _renew(self) -> None:

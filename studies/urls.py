@@ -39,6 +39,10 @@ def parse_url(url: str) -> URL:
     except (ArgumentError, ValueError):
         raise UrlError(f"{hide_password(url)!r} is not a storage URL; write {DIALECTS}") from None
     backend = parsed.get_backend_name()
+    for name in ("timeout", "connect_timeout"):
+        value = str(parsed.query.get(name, "1"))
+        if not value.isdigit() or int(value) == 0:
+            raise UrlError(f"{shown(parsed)}: {name}={value} is no number of seconds; write {name}=5")
     if backend == "postgresql":
         if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
             raise UrlError(f"{shown(parsed)}: the driver for PostgreSQL is psycopg; write postgresql+psycopg://...")
@@ -123,12 +127,13 @@ def hide_password(text: str) -> str:
 
 
 def without_passwords(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Command line arguments with the password of a storage URL taken out, and that password."""
+    """Command line arguments with the password of a PostgreSQL URL taken out, and that password."""
     password, kept = None, []
     for argument in arguments:
         option, equals, value = argument.partition("=")
         whole = option.startswith("--") and "://" in value and "://" not in option
-        stripped, found = split_password(value if whole else argument)
+        url = value if whole else argument
+        stripped, found = split_password(url) if url.startswith("postgresql") else (url, None)
         kept.append(f"{option}{equals}{stripped}" if whole else stripped)
         password = found if found is not None else password
     return kept, password

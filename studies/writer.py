@@ -85,13 +85,15 @@ class StudyWriter:
         return self._seat.turn() if self._seat else contextlib.nullcontext()
 
     def begin_run(self, n_trials: int, runs_dir: str | Path, provenance: Mapping[str, Any]) -> None:
-        """Note what this run aims at and where its figures will come from."""
+        """Note what this run aims at and where its figures will come from. A request to stop is over, unless it is
+        meant for others that are still at work.
+        """
+        others = [d for d in self.store.entered(self.study_id) if d.alive and d.driver_id != self.owner]
+        values: dict[str, Any] = {"n_trials": n_trials, "runs_dir": str(runs_dir), "provenance": dict(provenance)}
+        if not others:
+            values["stop_request"] = None
         with self.store.write() as connection:
-            connection.execute(
-                update(db.studies)
-                .where(db.studies.c.study_id == self.study_id)
-                .values(n_trials=n_trials, runs_dir=str(runs_dir), provenance=dict(provenance), stop_request=None)
-            )
+            connection.execute(update(db.studies).where(db.studies.c.study_id == self.study_id).values(**values))
 
     def stop_requested(self) -> str | None:
         """`finish` or `now` where somebody has asked the drivers to stop."""
@@ -168,7 +170,8 @@ class StudyWriter:
         for row in rows:
             trial_id, running = row["trial_id"], row["state"] in ("RUNNING", "WAITING")
             self._last = max(self._last, trial_id)
-            if row["owner"] is not None and row["owner"] == self.owner:
+            own = row["owner"] is not None and row["owner"] == self.owner
+            if own and (running or trial_id not in self._open):  # of one that was lost the end is news all the same
                 self._open.discard(trial_id)
             elif not running:
                 self._open.discard(trial_id)
@@ -290,9 +293,11 @@ class StudyWriter:
 
     def set_down(self, trial_id: int) -> None:
         """A trial that was stopped in the middle waits for the next run; its checkpoint says where it goes on."""
-        with self._own(trial_id, owner=None):
+        with self._own(trial_id):  # else it is another's, and runs
             pass
         self._tell(trial_id, "WAITING", None)
+        with self._own(trial_id, owner=None):
+            pass
 
     def add_epoch(self, trial_id: int, epoch: int, values: Mapping[str, float]) -> None:
         """One row of the learning curve; a row that a resumed trial sends again replaces the old one. Raises

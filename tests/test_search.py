@@ -168,3 +168,14 @@ def test_trials_that_diverge_fail_with_the_reason_and_use_up_the_failure_budget(
     frame = load(tmp_path)
     assert frame["state"].tolist() == ["failed", "failed"]
     assert frame["reason"].str.startswith("the training loss became").all()
+
+
+def test_fewer_trials_than_were_begun_before_are_not_overshot(tmp_path: Path) -> None:
+    text = TINY.replace("concurrency: 1", "concurrency: 3").replace("epochs: 2", "epochs: 30")
+    process = start(tmp_path, "run", write_space(tmp_path, text), "--executor", "local", "--n-trials", 4)
+    wait_for(tmp_path, lambda f: len(f) == 3 and bool((f["epochs"] >= 1).all()), process)
+    process.kill()
+    process.wait()
+    done = mnet(tmp_path, "resume", "tiny", "--executor", "local", "--n-trials", 1, "-s", "resources.concurrency=1")
+    assert done.returncode == 0, done.stderr
+    assert (load(tmp_path)["state"] == "finished").sum() == 1

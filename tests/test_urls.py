@@ -41,6 +41,8 @@ def test_a_path_is_sqlite_and_postgresql_means_psycopg() -> None:
         ),
         ("postgresql+asyncpg://ann:pw7@h/d", r"the driver for PostgreSQL is psycopg"),
         ("postgresql://ann:pw7@h", r"names no database; write postgresql\+psycopg://USER@HOST/DATABASE"),
+        ("sqlite:///x.db?timeout=abc", "timeout=abc is no number of seconds; write timeout=5"),
+        ("postgresql://ann:pw7@h/d?connect_timeout=0", "connect_timeout=0 is no number of seconds"),
         ("sqlite://", "names no file, and a study in memory could not be resumed"),
         ("sqlite:///:memory:", "names no file"),
         ("://ann:pw7@h", r"is not a storage URL; write sqlite:///FILE.db"),
@@ -80,6 +82,7 @@ def test_a_command_line_and_an_environment_lose_their_passwords() -> None:
     kept, password = without_passwords(command)
     assert password == "pw7"
     assert kept == [*command[:4], "postgresql+psycopg://ann@db.example:5433/nets", command[5]]
+    assert without_passwords(["--runs-dir", "sftp://u:other@h/x"]) == (["--runs-dir", "sftp://u:other@h/x"], None)
     kept, password = without_passwords([f"--storage={SERVER}"])
     assert (kept, password) == (["--storage=postgresql+psycopg://ann@db.example:5433/nets"], "pw7")
     assert secrets_to_environment({"MNET_STORAGE": SERVER}) == {
