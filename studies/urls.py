@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def parse_url(url: str) -> URL:
     backend = parsed.get_backend_name()
     for name in ("timeout", "connect_timeout"):
         value = str(parsed.query.get(name, "1"))
-        if not value.isdigit() or int(value) == 0:
+        if not re.fullmatch(r"\d+(\.\d+)?" if name == "timeout" else r"\d+", value) or float(value) == 0:
             raise UrlError(f"{shown(parsed)}: {name}={value} is no number of seconds; write {name}=5")
     if backend == "postgresql":
         if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
