@@ -76,7 +76,7 @@ class TooSlow(Exception):  # noqa: N818  # not an error: there was no time for i
     """The deadline came before the answer."""
 
 
-class ProbeFailed(Exception):  # noqa: N818
+class ProbeFailed(Exception):  # noqa: N818  # what became of a probe; the decision goes on without it
     """A process died or raised; `memory_ended` where there was no more memory for it."""
 
     def __init__(self, text: str, memory_ended: bool):
