@@ -16,7 +16,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mnet_search.search.settings import Progress
 from mnet_search.search.training import Epoch
 from mnet_search.spaces.space import Space, si
 from mnet_search.studies.pareto import non_dominated
@@ -25,8 +24,17 @@ from mnet_search.studies.writer import TrialRecord
 FRONT_ROWS = 12
 
 
-class Quiet(Progress):
+class Quiet:
     """Shows nothing."""
+
+    def begin(self, study: str, n_asked: int, done: Sequence[TrialRecord]) -> None: ...
+    def started(self, record: TrialRecord) -> None: ...
+    def epoch(self, record: TrialRecord, epoch: Epoch) -> None: ...
+    def finished(self, record: TrialRecord, values: Mapping[str, float]) -> None: ...
+    def stopped(self, record: TrialRecord, reason: str) -> None: ...
+    def failed(self, record: TrialRecord, reason: str) -> None: ...
+    def left(self, record: TrialRecord, why: str) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class TerminalProgress(Quiet):
