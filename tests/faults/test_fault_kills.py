@@ -62,10 +62,18 @@ PLACES = {
         ["COMPLETE", "RUNNING"],
         [1, 2, 1],
     ),
-    "while it stops after Ctrl-C, between our row and Optuna's": (
+    "while it stops after Ctrl-C, before Optuna hears that the trial waits": (
         (Fault(WRITER, "add_epoch", n=6, act=INTERRUPT), Fault(WRITER, "_tell", only="args[2] == 'WAITING'")),
         ["COMPLETE", "RUNNING"],
-        [1, 1, 1],  # it was given up already, so another attempt counts nothing
+        [1, 2, 1],  # the trial was the dead driver's until its last step, so this was an attempt
+    ),
+    "while it stops after Ctrl-C, before the trial is nobody's": (
+        (
+            Fault(WRITER, "add_epoch", n=6, act=INTERRUPT),
+            Fault(WRITER, "_tell", only="args[2] == 'WAITING'", after=True),
+        ),
+        ["COMPLETE", "WAITING"],
+        [1, 2, 1],
     ),
 }
 
