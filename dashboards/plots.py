@@ -20,7 +20,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mnet_search.dashboards.snapshot import COSTS, Snapshot, architecture, noise_note, present, records
-from mnet_search.studies.pareto import front
+from mnet_search.studies.pareto import front, networks
 
 POINTS = 2000  # of the other trials that one panel draws; the front is always whole
 ERROR_BARS = 500  # other trials up to which each shows its latency quartiles
@@ -266,6 +266,51 @@ def _joined(info: CurvesInfo) -> go.Scatter:
     )
 
 
+# --- The distribution of errors ---
+
+
+@dataclass(frozen=True)
+class ErrorsInfo:
+    """F(error) over a study's finished networks, each once: (error, share of networks with at most it), ascending, as
+    fractions (Radosavovic et al., arXiv 1905.13214, section 3.1).
+    """
+
+    points: tuple[tuple[float, float], ...]
+    n_networks: int  # may be more than are drawn
+    note: str
+
+
+def errors_info(snapshot: Snapshot) -> ErrorsInfo:
+    rows = networks(snapshot.frame, {"accuracy": "maximize"})
+    errors = np.sort(1 - rows["accuracy"].dropna().to_numpy(dtype=float))
+    places = np.unique(np.linspace(0, len(errors) - 1, min(len(errors), POINTS)).round().astype(int))
+    stopped = int((snapshot.frame["state"] == "stopped").sum())
+    were = "trial was" if stopped == 1 else "trials were"
+    note = f"{stopped:,} {were} stopped early and left out, so this is not the space's own" if stopped else ""
+    points = tuple((float(errors[place]), float(place + 1) / len(errors)) for place in places if len(errors))
+    return ErrorsInfo(points, len(errors), note)
+
+
+def errors_figure(info: ErrorsInfo) -> go.Figure:
+    figure = go.Figure(layout=_layout(info.note))
+    figure.update_xaxes(title_text="Validation error (%)")
+    figure.update_yaxes(title_text="Share of networks with at most it", tickformat=".0%", range=[0, 1.03])
+    if not info.points:
+        return _empty(figure, "no finished trial has an accuracy yet")
+    errors = [100 * error for error, _ in info.points]
+    return figure.add_trace(
+        go.Scatter(
+            x=[errors[0], *errors],
+            y=[0.0, *(share for _, share in info.points)],
+            name=f"networks ({info.n_networks:,})",
+            showlegend=True,
+            mode="lines",
+            line={"color": RUNNING, "width": 2, "shape": "hv"},
+            hovertemplate="%{y:.1%} of the networks have at most %{x:.2f} %<extra></extra>",
+        )
+    )
+
+
 # --- Drawing ---
 
 
@@ -321,5 +366,6 @@ PLOTS = {
     "pareto_latency": Plot("Accuracy and latency", partial(pareto_info, cost="latency_ms"), pareto_figure),
     "pareto_params": Plot("Accuracy and parameters", partial(pareto_info, cost="params"), pareto_figure),
     "pareto_mult_adds": Plot("Accuracy and multiply-adds", partial(pareto_info, cost="mult_adds"), pareto_figure),
+    "errors": Plot("Errors of all networks", errors_info, errors_figure),
     "curves": Plot("Learning curves", curves_info, curves_figure),
 }

@@ -16,13 +16,20 @@ from typing import Annotated, Any
 import typer
 
 from mnet_search.models.arch import MnetError
-from mnet_search.search import cli_database, cli_networks, cli_search, cli_studies
+from mnet_search.search import (
+    cli_compare,
+    cli_database,
+    cli_export,
+    cli_fit,
+    cli_iso,
+    cli_networks,
+    cli_search,
+    cli_studies,
+    cli_tables,
+)
 
 # Commands that later versions bring; asked for, they say so instead of being unknown.
 PLANNED = {
-    "fit": "scaling-law fits",
-    "compare": "comparing studies",
-    "table": "tables in the manner of the papers",
     "plot": "figures as files (`report` writes them as one page)",
 }
 
@@ -47,7 +54,7 @@ def _global(
     )
 
 
-for _part in (cli_search, cli_networks, cli_studies):
+for _part in (cli_search, cli_networks, cli_studies, cli_export, cli_iso, cli_compare, cli_fit, cli_tables):
     app.registered_commands.extend(_part.app.registered_commands)
 app.add_typer(cli_database.app, name="db", help="Upgrade a database, or back it up while searches go on.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,6 +52,10 @@ Address = Annotated[
 ]
 ShipCode = Annotated[
     bool, typer.Option("--ship-code", help="send this installation's code to the cluster; else it is installed there")
+]
+FromFit = Annotated[
+    Path | None,
+    typer.Option("--from-fit", help="train the networks that `fit --suggest -o FILE` named", metavar="FILE"),
 ]
 LogJson = Annotated[bool, typer.Option("--log-json", help="events and log messages as JSON lines on stderr")]
 Scores = Annotated[list[str] | None, typer.Option("--score", help="may be repeated; default: all", metavar="NAME")]

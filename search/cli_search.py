@@ -14,6 +14,7 @@ from mnet_search.search.cli_options import (
     Address,
     AsJson,
     ExecutorName,
+    FromFit,
     Join,
     Lease,
     LogJson,
@@ -55,6 +56,7 @@ def run(
     join: Join = False,
     lease: Lease = DEFAULT_LEASE_S,
     seed: Seed = None,
+    from_fit: FromFit = None,
     timeout: TimeLimit = None,
     max_failures: MaxFailures = 10,
     retry_failed: RetryFailed = False,
@@ -82,6 +84,7 @@ def run(
         lease_s=lease,
         address=address,
         ship_code=ship_code,
+        from_fit=from_fit,
     )
     shown = Shown(tensorboard, log_json, quiet, as_json)
     _search(open_space(space, overrides or []), options, shown)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from mnet_search.models.arch import MnetError
 from mnet_search.search.cli_options import DEFAULT_STORAGE, AsJson, Limits, Scores, Storage, StudyArg, open_store
 
 app = typer.Typer()
@@ -49,38 +48,6 @@ def best(
 
     with open_store(storage) as store:
         show.best(store, study, show.parse_limits(limits or []), test=test, as_json=as_json)
-
-
-@app.command()
-def export(
-    study: StudyArg,
-    trial: Annotated[int | None, typer.Option("--trial", help="this trial")] = None,
-    best_one: Annotated[bool, typer.Option("--best", help="the best one, within --max")] = False,
-    whole_front: Annotated[bool, typer.Option("--front", help="every member of the front")] = False,
-    limits: Limits = None,
-    formats: Annotated[str, typer.Option("--format", help="config,weights")] = "config,weights",
-    output: Annotated[str, typer.Option("-o", "--output", help="folder or URL to write to", metavar="DIR")] = "exports",
-    force: Annotated[bool, typer.Option("--force", help="replace files that exist")] = False,
-    storage: Storage = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-) -> None:
-    """Write the training config and the weights of a trained network."""
-    from mnet_search.search import show
-
-    chosen = [str(trial)] * (trial is not None) + ["best"] * best_one + ["front"] * whole_front
-    if len(chosen) != 1:
-        raise MnetError("say which network: one of --trial N, --best or --front")
-    with open_store(storage) as store:
-        show.exported(
-            store,
-            study,
-            chosen[0],
-            show.parse_limits(limits or []),
-            formats.split(","),
-            output,
-            force=force,
-            as_json=as_json,
-        )
 
 
 @app.command()

@@ -197,7 +197,9 @@ def npz(options: DataOptions) -> Source:
     if dtype != np.uint8:
         raise DataError(f"{str(path)!r} {prefix}images are {dtype}; give uint8 from 0 to 255")
     names = named or tuple(str(label) for label in range(_count_classes(labels, str(path))))
-    facts = Facts(options.name, channels, len(names), height, width, names, flip=False, licence="the user's own file")
+    facts = Facts(
+        options.name, channels, len(names), height, width, names, flip=False, licence="of your own file: yours to know"
+    )
     official = prefix == "train_"
     return Source(
         facts,
@@ -301,7 +303,9 @@ def image_folder(options: DataOptions) -> Source:
         )
     with _opened(_pictures(train / names[0])[0]) as first:
         (width, height), channels = first.size, 1 if first.mode in GREY_MODES else 3
-    facts = Facts(options.name, channels, len(names), height, width, names, flip=False, licence="the user's own files")
+    facts = Facts(
+        options.name, channels, len(names), height, width, names, flip=False, licence="of your own files: yours to know"
+    )
     training = functools.cache(lambda: _listed(train, root, facts))
     streams = functools.cache(lambda: _must_stream(training(), facts) if options.stream is None else options.stream)
 

@@ -24,6 +24,7 @@ from mnet_search.search.jobs import Jobs, latency_measurement
 from mnet_search.search.new_networks import NewNetworks
 from mnet_search.search.objectives import values_of
 from mnet_search.search.pareto_sampler import Figures
+from mnet_search.search.plan import Planned
 from mnet_search.search.repeats import Repeats
 from mnet_search.search.resources import Resources, halved, memory_kills
 from mnet_search.search.rungs import Rungs, teach
@@ -79,6 +80,7 @@ class Driver:
         self._used_up = False  # no network is left that was not begun
         self._proposals: dict[int, Proposal] = {}
         self._judged_at: dict[int, tuple[int, ...]] = {}
+        self._planned = Planned(space, settings.planned)
         self._repeats = Repeats(space.file.search.repeats, settings.n_trials, study)
         self._rungs = Rungs(space)
         self._scores = scores
@@ -226,7 +228,7 @@ class Driver:
         repeat = self._repeats.next(self.n_finished)
         if repeat is not None:
             return self._begin(self._proposer.ask_for(repeat.chosen), repeat.seed)
-        proposal = None if self._used_up else self._new.propose()
+        proposal = None if self._used_up else self._propose()
         if proposal is not None:
             stopped = self._rungs.stopped(self.space.key(proposal.chosen))
             return self._begin(proposal, stopped.seed if stopped else self.settings.seed, stopped)
@@ -379,12 +381,19 @@ class Driver:
         elif values is not None or stopped:  # taken up from an earlier run: the sampler has not seen it yet
             self._proposer.remember(self.study.store.optuna.get_trial(trial_id), curve)
 
+    def _propose(self) -> Proposal | None:
+        """The next network of the plan, where there is one, or else of the sampler; None where none is left."""
+        if not self._planned:
+            return self._new.propose()
+        chosen = self._planned.next(self._new.known, self._rungs.stopped)
+        return None if chosen is None else self._proposer.ask_for(chosen)
+
     def _go_on_with_stopped(self) -> Job | None:
         """No network is left that was not begun: the best of those that were stopped early goes on to its end, from its
         checkpoint, as a trial of its own. `exhausted` once there are none, and nothing runs that may yet be stopped or
         trained again.
         """
-        stopped = self._rungs.best_stopped()
+        stopped = None if self._planned else self._rungs.best_stopped()
         self.exhausted = stopped is None and not self.running and not self._elsewhere
         return None if stopped is None else self._begin(self._proposer.ask_for(stopped.chosen), stopped.seed, stopped)
 
@@ -429,7 +438,7 @@ class Driver:
         self.progress.started(record)
         key = self.space.key(record.chosen, record.arch_id)
         # What was judged before, or was trained to its end with another seed, is not judged again.
-        judged = not self._repeats.is_repeat(key) and not self._rungs.was_stopped(record)
+        judged = not (self._repeats.is_repeat(key) or self._rungs.was_stopped(record) or self._planned.holds(key))
         epochs = self.space.training_of(record.chosen).epochs
         self._judged_at[record.trial_id] = self._rungs.of(record, epochs) if judged else ()
         return self._jobs.make(record, self._judged_at[record.trial_id], self.resources)

@@ -39,6 +39,8 @@ class NewNetworks:
 
     def _judge(self, chosen: Params) -> str | None:
         """Why an assignment is not to be trained; None where it is."""
+        if self._space.listed and chosen not in self._space.listed:
+            return "impossible"
         try:
             arch = self._space.arch(chosen)
         except SpaceError:

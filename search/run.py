@@ -26,6 +26,7 @@ from mnet_search.search.objectives import OBJECTIVES
 from mnet_search.search.optimisers import OPTIMISERS
 from mnet_search.search.own_evaluation import OwnTrial, find_function
 from mnet_search.search.packing import Images, pack
+from mnet_search.search.plan import Plan, read_plan
 from mnet_search.search.ray_cluster import cluster_concurrency, cluster_nodes
 from mnet_search.search.ray_executor import RayExecutor
 from mnet_search.search.recipes import RECIPES, SCHEDULES, TrainingOptions
@@ -94,6 +95,7 @@ class RunOptions:
     lease_s: float = LEASE_S
     address: str | None = None  # of a Ray cluster
     ship_code: bool = False
+    from_fit: Path | None = None  # a file of networks to train, and no others
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,9 @@ def run_search(
     if function is None and space.file.evaluate:
         find_function(space.file.evaluate)
     found = look_at(space)
-    n_trials = count_trials(space, found, options.n_trials)
+    plan = read_plan(options.from_fit, space, name, options.storage) if options.from_fit else Plan((), 0)
+    asked = options.n_trials if options.n_trials is not None else plan.n_trials or None
+    n_trials = count_trials(space, found, asked)
     seed = space.file.search.seed if options.seed is None else options.seed
     if not 0 <= seed < 2**31:
         raise MnetError(f"--seed {seed}: a seed is a whole number from 0 to {2**31 - 1:,}")
@@ -228,7 +232,13 @@ def run_search(
             template = _job_template(space, packing.resources.cpus_per_trial, cache)
             jobs = Jobs(space, name, template, str(options.runs_dir), digests, teachers)
             settings = Settings(
-                n_trials, seed, options.max_failures, options.retry_failed, options.timeout_s, packing.resources
+                n_trials,
+                seed,
+                options.max_failures,
+                options.retry_failed,
+                options.timeout_s,
+                plan.networks,
+                packing.resources,
             )
             driver = Driver(study, space, found, settings, jobs, progress, warm, scores)
             last.enter_context(driver.signals())  # until the study is closed
@@ -339,7 +349,8 @@ def count_trials(space: Space, found: Survey, asked: int | None) -> int:
     """How many finished trials a run aims at: what was asked, else the file's number, else the whole grid or 30."""
     n_trials = asked if asked is not None else space.file.search.n_trials
     if n_trials is None:
-        n_trials = len(found.feasible) if space.file.search.sampler == "grid" else DEFAULT_TRIALS
+        repeats = space.file.search.repeats if isinstance(space.file.search.repeats, int) else 1
+        n_trials = len(found.feasible) * repeats if space.file.search.sampler == "grid" else DEFAULT_TRIALS
     if n_trials < 1:
         raise MnetError(f"--n-trials {n_trials}: ask for 1 or more finished trials")
     return n_trials

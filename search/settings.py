@@ -9,6 +9,7 @@ from typing import Protocol
 from mnet_search.models.arch import MnetError
 from mnet_search.search.resources import Resources
 from mnet_search.search.training import Epoch
+from mnet_search.spaces.space import Params
 from mnet_search.studies.writer import TrialRecord
 
 
@@ -40,4 +41,5 @@ class Settings:
     max_failures: int = 10
     retry_failed: bool = False
     timeout_s: float | None = None
+    planned: tuple[Params, ...] = ()  # where there are any, no other network is begun
     resources: Resources = field(default_factory=lambda: Resources(2**31))

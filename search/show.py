@@ -60,7 +60,7 @@ def after_run(store: Store, result: RunResult, options: RunOptions, *, as_json: 
     echo(f"       mnet-search report {name}{where}           the same as one HTML file")
     echo(f"       mnet-search best {name} --max params=50k{where}")
     trained = store.row(result.study)["space"].get("evaluate") is None
-    formats, what = ("", "config and weights") if trained else (" --format config", "config")
+    formats, what = ("", "config, weights and model card") if trained else (" --format config", "config")
     echo(f"       mnet-search export {name} --best{formats}{where}    {what}, for mnet-search train")
 
 
@@ -164,36 +164,6 @@ def best(store: Store, name: str, limits: Mapping[str, float], *, test: bool, as
     echo(f"\nNext:  mnet-search export {shlex.quote(name)} --trial {first['number']}")
 
 
-def exported(
-    store: Store,
-    name: str,
-    which: str,
-    limits: Mapping[str, float],
-    formats: list[str],
-    folder: str,
-    *,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Write the export and name its files."""
-    from mnet_search.studies.export import FORMATS, export_to, select
-    from mnet_search.studies.frame import load
-
-    for wanted in formats:
-        if wanted in ("onnx", "torch_export", "executorch"):
-            raise MnetError(f"export format {wanted!r} is not part of this version (known: {', '.join(FORMATS)})")
-    rows = select(load(store, name), store.objectives(name), which, limits)
-    paths = export_to(store, name, rows, formats, folder, force=force)
-    if as_json:
-        print_json({"files": paths})
-        return
-    for path in paths:
-        echo(path)
-    config = next((path for path in paths if path.endswith(".yaml")), None)
-    if config:
-        echo(f"\nNext:  mnet-search train {shlex.quote(config)}")
-
-
 def machine(database: dict[str, Any] | None, *, as_json: bool) -> None:
     """What this machine offers, and what was found in the database."""
     import torch
@@ -228,13 +198,13 @@ def machine(database: dict[str, Any] | None, *, as_json: bool) -> None:
 
 def parse_limits(items: list[str]) -> dict[str, float]:
     """`--max latency_ms=5`. Raises MnetError."""
-    from mnet_search.spaces.schema import _quantity
+    from mnet_search.spaces.schema import quantity
 
     limits = {}
     for item in items:
         name, equals, text = item.partition("=")
         try:
-            limits[name.strip()] = float(_quantity(text))
+            limits[name.strip()] = float(quantity(text))
         except ValueError:
             equals = ""
         if not equals:

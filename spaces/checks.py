@@ -9,6 +9,7 @@ from mnet_search.models.arch import MnetError, OptionError
 from mnet_search.models.blocks import BLOCKS, check_option, options_of
 from mnet_search.models.families import check_option_names, find_family
 from mnet_search.models.tables import lookup, nearest
+from mnet_search.spaces.scalings import SCALING
 from mnet_search.spaces.schema import Parameter, Range, SpaceFile, Training, Value, conditions
 from mnet_search.spaces.settings import is_setting
 from mnet_search.spaces.yamlfile import Source
@@ -26,7 +27,8 @@ def check_families(file: SpaceFile, families: Sequence[str], source: Source) -> 
             find_family(family)
         except MnetError as error:
             raise source.error(("family",), str(error)) from None
-        searched = [name for name in file.parameters if name != "family" and not is_setting(name)]
+        no_options = ("family", *(SCALING if file.scalings else ()))
+        searched = [name for name in file.parameters if name not in no_options and not is_setting(name)]
         mine = [name for name in searched if _exists_in(family, file.parameters[name])]
         try:
             check_option_names(family, mine)

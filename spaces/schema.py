@@ -22,7 +22,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _quantity(value: Any) -> Any:
+def quantity(value: Any) -> Any:
     """50M -> 50_000_000; numbers pass."""
     if isinstance(value, str):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMG]?)", value.strip())
@@ -33,8 +33,13 @@ def _quantity(value: Any) -> Any:
 
 
 Quantity = Annotated[
-    float, BeforeValidator(_quantity), WithJsonSchema({"type": ["number", "string"], "examples": ["50M"]})
+    float, BeforeValidator(quantity), WithJsonSchema({"type": ["number", "string"], "examples": ["50M"]})
 ]
+
+
+def _number(value: Any) -> Any:
+    """A whole number where any number will do."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _one_value(value: Any) -> Any:
@@ -271,6 +276,15 @@ class SpaceFile(Strict):
             WithJsonSchema({"description": "a list, a single value, {values, when} or {min, max, step|log, when}"}),
         ],
     ] = Field(description="options of the family and the values to search; stages.N.OPTION reaches one stage")
+    scalings: dict[str, dict[str, Annotated[float, BeforeValidator(_number), Field(gt=0, le=100)]]] = Field(
+        default={},
+        description="names for factors of parameters, to be used as values of the parameter `scaling`; taken to "
+        "the power of the parameter `coefficient`: {compound: {depth: 1.2, width: 1.1}}",
+    )
+    networks: list[dict[str, OneValue]] = Field(
+        default=[],
+        description="only these networks: for each the values of the parameters that have more than one",
+    )
     evaluate: Annotated[str, AfterValidator(_function)] | None = Field(
         default=None,
         description="package.module:function that evaluates a network in place of training; nothing of `data` is read",

@@ -21,6 +21,8 @@ from mnet_search.models.families import create
 from mnet_search.models.stages import Options
 from mnet_search.spaces.checks import check_conditions, check_families, check_names
 from mnet_search.spaces.identity import difference
+from mnet_search.spaces.listed import active, complete
+from mnet_search.spaces.scalings import check_scalings, scaled
 from mnet_search.spaces.schema import COST_NAMES, Choice, Data, Parameter, Range, SpaceFile, Training, Value, conditions
 from mnet_search.spaces.settings import MOST_DATA_SETTINGS, TrialSettings, check_settings
 from mnet_search.spaces.yamlfile import Source, SpaceError, read, validate
@@ -28,7 +30,19 @@ from mnet_search.spaces.yamlfile import Source, SpaceError, read, validate
 Params = dict[str, Value]
 # What decides whether two runs belong to one study. How far and how fast to search (search, resources) may change
 # between runs.
-IDENTITY = ("family", "blocks", "data", "parameters", "evaluate", "objectives", "constraints", "training")
+IDENTITY = (
+    "family",
+    "blocks",
+    "data",
+    "parameters",
+    "scalings",
+    "networks",
+    "evaluate",
+    "objectives",
+    "constraints",
+    "training",
+)
+LATER_KEYS = ("blocks", "scalings", "networks", "evaluate")  # absent where empty, as in studies from before they were
 
 
 @dataclass(frozen=True)
@@ -97,13 +111,16 @@ class Space:
 
     def active(self, parameter: Parameter, chosen: Mapping[str, Value]) -> bool:
         """Whether a parameter exists under the values chosen so far."""
-        return all(other in chosen and chosen[other] in values for other, values in conditions(parameter))
+        return active(parameter, chosen)
 
     def codes(self, only: Collection[str] | None = None) -> Iterator[Params]:
         """Every assignment of values, conditionals resolved, to all parameters or to these. Raises SpaceError where a
         range is continuous.
         """
         names = [name for name in self.parameters if only is None or name in only]
+        if self.listed:
+            parts = ({name: value for name, value in params.items() if name in names} for params in self.listed)
+            return iter({tuple(part.items()): part for part in parts}.values())
         grids = [self.values(name) for name in names]
         if not any(self.parameters[name].when for name in names):
             return (dict(zip(names, code, strict=True)) for code in itertools.product(*grids))
@@ -127,8 +144,24 @@ class Space:
         return grid
 
     @cached_property
+    def listed(self) -> list[Params]:
+        """The assignments that the file lists under `networks`, whole and without repeats; empty where it lists none,
+        and every assignment is one of the space's. Raises SpaceError at an entry that is none.
+        """
+        found: dict[tuple[tuple[str, Value], ...], Params] = {}
+        for index, given in enumerate(self.file.networks):
+            try:
+                params = complete(self.parameters, given)
+            except ValueError as error:
+                raise self.source.error(("networks", str(index)), str(error)) from None
+            found.setdefault(tuple(params.items()), params)
+        return list(found.values())
+
+    @cached_property
     def n_codes(self) -> int | None:
         """How many assignments there are; None where a range is continuous."""
+        if self.listed:
+            return len(self.listed)
         sizes: dict[str, int] = {}
         for name, parameter in self.parameters.items():
             grid = parameter.grid()
@@ -151,6 +184,8 @@ class Space:
 
     def sample(self, rng: random.Random) -> Params:
         """One assignment, every active parameter drawn evenly (in the logarithm where the range says so)."""
+        if self.listed:
+            return dict(rng.choice(self.listed))
         chosen: Params = {}
         for name, parameter in self.parameters.items():
             if self.active(parameter, chosen):
@@ -189,6 +224,7 @@ class Space:
         if self.settings.names:
             fixed = self.fixed_by_data.get(self.data_of(params), fixed)
             params = self.settings.network(params)
+        params = scaled(self.file.scalings, params)
         places = self._places
         options: dict[str, Any] = {n: places[n][v] if n in places else v for n, v in params.items()}
         for name in self._choosers:
@@ -230,10 +266,9 @@ class Space:
         machines.
         """
         content = {key: value for key, value in self.to_json().items() if key in IDENTITY}
-        if not content["blocks"]:
-            del content["blocks"]  # as studies from before there were named blocks have it
-        if content["evaluate"] is None:
-            del content["evaluate"]
+        for key in LATER_KEYS:
+            if not content[key]:
+                del content[key]
         content["data"] = {key: value for key, value in content["data"].items() if key not in ("path", "download")}
         return content
 
@@ -268,7 +303,9 @@ def make_space(
     check_conditions(space.file, source)
     _ = space.parameters  # raises where conditions run in a circle
     check_settings(space.file, source)
+    check_scalings(space.file, source)
     check_families(space.file, space.families, source)
+    _ = space.listed  # raises where the file lists what the space does not hold
     return space
 
 

@@ -77,8 +77,11 @@ def survey(space: Space, limit: int = SURVEY_LIMIT, samples: int = SURVEY_LIMIT)
 
 def corners(space: Space) -> Iterator[Params]:
     """The codes with every parameter at its first, its last value, and each value of each parameter once: so that no
-    bad value stays unseen.
+    bad value stays unseen. Of a space that lists its networks, those.
     """
+    if space.listed:
+        yield from space.listed
+        return
     ends = {name: _some_values(parameter) for name, parameter in space.parameters.items()}
 
     def complete(pinned: Mapping[str, Value], pick: Callable[[list[Value]], Value]) -> Params:

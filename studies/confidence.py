@@ -10,15 +10,17 @@ logarithm keeps. What else a study measures is taken as it is.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnet_search.models.arch import MnetError
-from mnet_search.studies.pareto import EXACT, dominated_by, network_of, non_dominated
+from mnet_search.studies.noise import LEAST_ERROR as LEAST_ERROR
+from mnet_search.studies.noise import Noise, NoiseSource, noise_of
+from mnet_search.studies.noise import sampling_error as sampling_error
+from mnet_search.studies.pareto import EXACT, dominated_by, non_dominated
 from mnet_search.studies.pareto import networks as networks  # it lives where `front` needs it
 
 if TYPE_CHECKING:
@@ -26,13 +28,7 @@ if TYPE_CHECKING:
 
     from mnet_search.studies.pareto import Array
 
-NoiseSource = Literal["repeats", "sampling", "unknown"]
-
 BLOCK_NUMBERS = 1 << 19  # drawn at once: bounds the memory
-QUARTILE_RANGE = 1.349  # between the quartiles of a normal distribution, in standard deviations
-LEAST_ERROR = 5e-5  # taken for none where the number of validation images is unknown: half an image of 10,000
-POSITIVE = ("latency_ms", "validation_loss")
-LEAST_VALUE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -73,44 +69,19 @@ def front_confidence(
     """
     if n_draws < 1:
         raise MnetError(f"n_draws is {n_draws}: a share of draws needs 1 or more; try 2000")
-    rows = networks(frame, objectives)
-    finished = frame[frame["state"] == "finished"]
-    first = network_of(finished)
-    measured = [name for name in objectives if name not in EXACT]
-    values = rows[list(objectives)].to_numpy(dtype=float, na_value=np.nan)
-    on_front = non_dominated(values, list(objectives.values()))
-    usable = np.isfinite(values).all(axis=1)
-
-    centres, errors = values[usable].copy(), np.zeros((int(usable.sum()), len(objectives)))
-    directions, freedom = list(objectives.values()), np.full(len(objectives), math.inf)
-    sources: dict[str, NoiseSource] = {}
-    sd: dict[str, float] = {}
-    for column, (name, direction) in enumerate(objectives.items()):
-        if name in EXACT:
-            continue
-        runs = finished[name].astype(float)
-        counts = runs.groupby(first).count().to_numpy()[usable]
-        pooled, degrees = _pooled(_on_scale(name, runs, validation_images), first)
-        if degrees:
-            sd[name] = _pooled(runs, first)[0]
-        if pooled > 0:
-            errors[:, column], freedom[column] = pooled / np.sqrt(counts), degrees
-            sources[name] = "repeats"
-        else:
-            errors[:, column], sources[name] = _without_repeats(name, rows[usable], validation_images, counts)
-        centres[:, column] = _on_scale(name, values[usable, column], validation_images)
-        if name == "accuracy":  # its error is drawn, of which less is better
-            directions[column] = "minimize" if direction == "maximize" else "maximize"
-
+    noise = noise_of(frame, objectives, validation_images)
+    rows, usable = noise.rows, noise.usable
     probability = np.zeros(len(rows))
-    probability[usable] = _shares(centres, errors, freedom, directions, n_draws, seed)
+    probability[usable] = _shares(noise, n_draws, seed)
+    measured = [name for name in objectives if name not in EXACT]
+    on_front = non_dominated(noise.values, list(objectives.values()))
     principal = "accuracy" if "accuracy" in measured else next(iter(measured), None)
     return Confidence(
         networks=rows.assign(on_front=on_front, probability=probability),
-        noise_source=sources[principal] if principal else "unknown",
+        noise_source=noise.sources[principal] if principal else "unknown",
         principal=principal,
         n_repeated=int((rows["n"] > 1).sum()),
-        sd=sd,
+        sd=noise.sd,
     )
 
 
@@ -124,51 +95,11 @@ def doubtful(result: Confidence) -> list[int]:
     return [int(rows["number"].iloc[place]) for place in order if doubt[place] > 0]
 
 
-def sampling_error(accuracy: float, images: int) -> float:
-    """The binomial standard error of an accuracy on so many images; no error in n images counts as one."""
-    p = min(accuracy, 1 - 1 / images)
-    return math.sqrt(p * (1 - p) / images)
-
-
-def _on_scale(name: str, values: Any, images: int | None) -> Any:
-    """On the scale on which noise is drawn: ln(error) of accuracies, ln(value) of latency and loss, else as it is."""
-    if name == "accuracy":
-        return np.log(np.maximum(1 - values, 0.5 / images if images else LEAST_ERROR))
-    return np.log(np.maximum(values, LEAST_VALUE)) if name in POSITIVE else values
-
-
-def _pooled(runs: pd.Series, first: pd.Series) -> tuple[float, int]:
-    """The sd within networks over all of two runs or more, and its degrees of freedom; (0, 0) without any."""
-    groups = runs.groupby(first)
-    degrees = groups.count() - 1
-    repeated = degrees > 0
-    total = int(degrees[repeated].sum())
-    if total == 0:
-        return 0.0, 0
-    return math.sqrt(float((degrees[repeated] * groups.var(ddof=1)[repeated]).sum()) / total), total
-
-
-def _without_repeats(name: str, rows: pd.DataFrame, images: int | None, counts: Array) -> tuple[Any, NoiseSource]:
-    """The standard error of each network (N,) on the logarithmic scale, where runs do not tell it."""
-    nothing = np.zeros(len(rows))
-    if name == "accuracy" and images:
-        error = np.clip(1 - rows["accuracy"].to_numpy(dtype=float), 1 / images, 1.0)
-        return np.sqrt((1 - error) / (error * images)), "sampling"  # sqrt(p (1 - p) / images) / error
-    if name == "latency_ms" and {"latency_q1_ms", "latency_q3_ms"} <= set(rows.columns):
-        spread = (rows["latency_q3_ms"] - rows["latency_q1_ms"]) / QUARTILE_RANGE / rows["latency_ms"]
-        known = spread.to_numpy(dtype=float, na_value=np.nan)
-        if np.isfinite(known).any():
-            usual = float(np.median(known[np.isfinite(known)]))
-            return np.where(np.isfinite(known), known, usual) / np.sqrt(counts), "sampling"
-    return nothing, "unknown"
-
-
-def _shares(centres: Array, errors: Array, freedom: Array, directions: list[str], n_draws: int, seed: int) -> Array:
+def _shares(noise: Noise, n_draws: int, seed: int) -> Array:
     """The share of draws in which each row (N, M) is non-dominated: (N,)."""
     generator = np.random.default_rng(seed)
-    scales = np.ones((n_draws, len(freedom)))
-    for column in np.flatnonzero(np.isfinite(freedom)):
-        scales[:, column] = np.sqrt(freedom[column] / generator.chisquare(freedom[column], n_draws))
+    centres, errors, directions = noise.centres, noise.errors, noise.directions
+    scales = noise.scales(n_draws, generator)
     # The wide draws together: in all other blocks most rows are out of reach of the front, and cost nothing.
     scales = scales[np.argsort(scales.max(axis=1), kind="stable")]
     counts = np.zeros(len(centres))
@@ -182,7 +113,7 @@ def _shares(centres: Array, errors: Array, freedom: Array, directions: list[str]
     return counts / n_draws
 
 
-def _within_reach(draws: Array, directions: list[str]) -> Array:
+def _within_reach(draws: Array, directions: Sequence[str]) -> Array:
     """The rows of draws (D, N, M) that may be on the front of some draw -> (N,). A row whose best is dominated by
     another row's worst is not: it is dominated in every draw, and by a row that dominates all that it dominates.
     """

@@ -1,254 +1,292 @@
-"""Taking a network out of a study: a training config, and its weights."""
+"""Taking networks out of a study: the formats, and files that are written all or none."""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import importlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
 
-from mnet_search.models.arch import Arch, MnetError
-from mnet_search.models.families import create
-from mnet_search.models.remote_files import RemoteFolder, checkpoint_file, is_url, without_login
+from mnet_search.models.arch import MnetError
+from mnet_search.models.remote_files import RemoteFolder, is_url, without_login
 from mnet_search.models.tables import lookup
-from mnet_search.spaces.schema import Data, SpaceFile, Strict, Training
-from mnet_search.spaces.settings import TrialSettings
-from mnet_search.spaces.yamlfile import dump, read, validate
-from mnet_search.studies.frame import METRICS, load
-from mnet_search.studies.pareto import front, networks
+from mnet_search.spaces.yamlfile import dump
+from mnet_search.studies import export_index
+from mnet_search.studies.configs import (
+    CONFIG_VERSION,
+    ArchEntry,
+    TrainConfig,
+    config_of,
+    data_facts,
+    read_config,
+    select,
+)
+from mnet_search.studies.model_card import card
 from mnet_search.studies.store import Store
+from mnet_search.studies.trained import FromData, Made, Trained, stem
 
-CONFIG_VERSION = 1
+__all__ = [
+    "CONFIG_VERSION",
+    "FORMATS",
+    "ArchEntry",
+    "Asked",
+    "Exported",
+    "Format",
+    "TrainConfig",
+    "config_of",
+    "data_facts",
+    "export_members",
+    "export_to",
+    "read_config",
+    "select",
+]
 
-
-class ArchEntry(Strict):
-    """A network in a config: how to make it, and the id by which to see that it is the same one (if given)."""
-
-    family: str
-    options: dict[str, bool | int | float | str | dict[str, bool | int | float | str]] = Field(default_factory=dict)
-    arch_id: str | None = None
-
-
-class TrainConfig(Strict):
-    """What `mnet-search train` needs, and where it came from. `measured` and `provenance` are for people."""
-
-    config_version: int = Field(default=CONFIG_VERSION, ge=1, description="1 in this version")
-    arch: ArchEntry
-    data: Data = Data()
-    training: Training = Training()
-    seed: int = Field(default=0, ge=0)
-    measured: dict[str, Any] = Field(default_factory=dict)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+INT8_SUFFIX = "-int8.onnx"
+DEFAULT_FORMATS = ("config", "weights", "card")
 
 
-def read_config(path: Path, overrides: Iterable[str] = ()) -> tuple[TrainConfig, Arch]:
-    """A config and its network. Raises MnetError where it is of a newer version, or its network is another one in this
-    version.
+@dataclass(frozen=True)
+class Asked:
+    """What an export is to hold beside its networks: formats by name, 8-bit ONNX files, an index, and whether files
+    that exist are replaced. `from_data` gives the images that ONNX and ExecuTorch are checked on.
     """
-    values, source = read(path, overrides)
-    version = values.get("config_version")
-    if isinstance(version, int) and version > CONFIG_VERSION:
-        raise source.error(
-            ("config_version",),
-            f"{version} is newer than this mnet-search reads ({CONFIG_VERSION}); upgrade mnet-search",
-        )
-    if "arch" not in values:
-        raise MnetError(f"{path}: no training config (it has no `arch:`); `mnet-search export STUDY --best` writes one")
-    config = validate(values, source, TrainConfig)
-    arch = create(config.arch.family, **config.arch.options)
-    if config.arch.arch_id is None:  # written by hand
-        config = config.model_copy(update={"arch": config.arch.model_copy(update={"arch_id": arch.id})})
-    elif arch.id != config.arch.arch_id:
-        raise MnetError(
-            f"{path}: its options give the network {arch.id} in this version, not {config.arch.arch_id}; "
-            "use the mnet-search that wrote it, or set arch.arch_id if the change is meant"
-        )
-    return config, arch
+
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    int8: bool = False
+    index: bool = False
+    force: bool = False
+    from_data: FromData | None = None
 
 
-def select(
-    frame: pd.DataFrame, objectives: Mapping[str, str], which: str, limits: Mapping[str, float] | None = None
-) -> pd.DataFrame:
-    """The rows that `which` names: "front", "best" (of the first objective within `limits`, ties to fewer mult-adds) or
-    a trial's number.
+@dataclass(frozen=True)
+class Format:
+    """`make` gives the files of one network, named by `suffixes`, from it and the files that were made before it.
 
-    Networks that were trained several times are compared, and held to the limits, by their means. The row of such a
-    network is its first trial as it was recorded, with its own seed, figures and checkpoint: what can be exported is
-    one run. Raises MnetError where there is none, or the trial did not finish.
+    `weights` says that a checkpoint is needed. `packages` are not installed by default but with the extra `extra`;
+    `instead` is a format that does without.
     """
-    if which not in ("front", "best"):
-        return _one_trial(frame, int(which))
-    finished = frame[frame["state"] == "finished"]
-    if finished.empty:
-        raise MnetError("no trial of this study has finished yet; let the search run on")
-    if which == "front":
-        members = front(finished, objectives)["number"].tolist()
-        rows = finished[finished["number"].isin(members)]
-        return rows.sort_values("number", key=lambda numbers: numbers.map(members.index))
-    limits = limits or {}
-    for name in limits:
-        if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
-            raise MnetError(
-                f"--max {name}: not a figure of a trial; "
-                "use params, mult_adds, activations, latency_ms or another objective"
-            )
-    averaged = {**objectives, **{name: "minimize" for name in limits if name in METRICS}}
-    known = within = networks(finished, averaged)
-    for name, limit in limits.items():
-        within = within[within[name] <= limit]
-        if within.empty:
-            least = known[name].min()
-            raise MnetError(f"no finished trial has {name} within {limit:g}; the least is {least:g}")
-    first, direction = next(iter(objectives.items()))
-    ordered = within.sort_values([first, "mult_adds", "number"], ascending=[direction == "minimize", True, True])
-    return finished[finished["number"] == ordered["number"].iloc[0]]
+
+    make: Callable[[Trained, Sequence[Made], Asked], list[Made]]
+    suffixes: tuple[str, ...]
+    weights: bool = True
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+    instead: str = ""
 
 
-def config_of(store: Store, study: str, row: pd.Series) -> dict[str, Any]:
-    """The training config of one finished trial, as plain values in the order in which a person reads them."""
-    stored = store.row(study)
-    names = ("accuracy", "validation_loss", "latency_ms", "latency_q1_ms", "latency_q3_ms")
-    measured = {name: float(row[name]) for name in names if not math.isnan(row[name])}
-    provenance = dict(stored["provenance"])
-    settings = TrialSettings(SpaceFile.model_validate(stored["space"]))
-    chosen = store.chosen(study)[int(row["number"])]
-    data = settings.data(chosen)
-    return {
-        "config_version": CONFIG_VERSION,
-        "arch": {"family": row["family"], "options": dict(row["options"]), "arch_id": row["arch_id"]},
-        "data": data.model_dump(mode="json", exclude_none=True),
-        "training": settings.training(chosen).model_dump(mode="json", exclude_none=True),
-        "seed": int(row["seed"]),
-        "measured": {
-            **measured,
-            **_runs(load(store, study), int(row["number"])),
-            "validation_images": data_facts(provenance, data).get("validation_images"),
-            **{name: int(row[name]) for name in ("params", "mult_adds", "activations")},
-        },
-        "provenance": {"study": study, "trial": int(row["number"]), "space_hash": stored["space_hash"], **provenance},
-    }
+@dataclass(frozen=True)
+class Exported:
+    """The paths or URLs of the files written, and each network as the index has it."""
 
-
-def _runs(frame: pd.DataFrame, number: int) -> dict[str, Any]:
-    """How many runs the network of this trial has, and where more than one, the mean and sd of their accuracies."""
-    rows = networks(frame, {"accuracy": "maximize"})
-    row = rows[[number in numbers for numbers in rows["numbers"]]].iloc[0]
-    if row["n"] == 1:
-        return {"runs": 1}
-    figures = {"accuracy_mean": float(row["accuracy"]), "accuracy_sd": float(row["accuracy_sd"])}
-    return {"runs": int(row["n"]), **{name: value for name, value in figures.items() if not math.isnan(value)}}
-
-
-def data_facts(provenance: Mapping[str, Any], data: Data) -> Mapping[str, Any]:
-    """What a study keeps of one setting of its data: data_digest, train_images, validation_images."""
-    wanted = data.model_dump(exclude_none=True)
-    for exact in (True, False):  # where the images lie may have changed since
-        left_out = ("download",) if exact else ("download", "path")
-        for row in provenance.get("data", []):
-            if _without(row["settings"], left_out) == _without(wanted, left_out):
-                facts: Mapping[str, Any] = row
-                return facts
-    return provenance
-
-
-def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in names}
-
-
-def export(
-    store: Store, study: str, rows: pd.DataFrame, formats: Iterable[str], folder: Path, *, force: bool = False
-) -> list[Path]:
-    """Write the asked formats of each row into `folder`, as STUDY-trialN.*; the files written, in order.
-
-    Raises MnetError for an unknown format, a file that exists (unless `force`), a checkpoint that is gone or damaged.
-    """
-    writers = [lookup(FORMATS, name, "export format") for name in formats]
-    plan = []
-    for _, row in rows.iterrows():
-        stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{study}-trial{row['number']}")
-        plan += [(write, suffix, row, folder / f"{stem}{suffix}") for write, suffix in writers]
-    for write, _, row, _ in plan:
-        if write is _write_weights and not row["checkpoint"]:
-            raise MnetError(
-                f"trial {row['number']} has no weights: it was evaluated by a function and not trained here; --format "
-                "config needs none"
-            )
-    taken = [path for *_, path in plan if path.exists()]
-    if taken and not force:
-        raise MnetError(f"{taken[0]} exists already; give --force to replace it, or another folder with -o")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for write, _, row, path in plan:
-            write(store, study, row, path)
-    except OSError as error:
-        raise MnetError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
-    return [path for *_, path in plan]
+    files: list[str]
+    networks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def export_to(
     store: Store, study: str, rows: pd.DataFrame, formats: Iterable[str], where: str, *, force: bool = False
 ) -> list[str]:
-    """`export` into a folder that is a path or a URL; the paths or URLs of the files written. Raises MnetError."""
-    if not is_url(where):
-        return [str(path) for path in export(store, study, rows, formats, Path(where), force=force)]
-    remote = RemoteFolder(where)
-    with tempfile.TemporaryDirectory(prefix="mnet-search-") as folder:
-        paths = export(store, study, rows, formats, Path(folder))
-        names = remote.names()
-        taken = [path.name for path in paths if path.name in names]
-        if taken and not force:
-            raise MnetError(
-                f"{without_login(remote.url)}/{taken[0]} exists already; give --force to replace it, or another folder "
-                "with -o"
-            )
-        for path in paths:
-            remote.write(path.name, path.read_bytes())
-        return [remote.url_of(path.name) for path in paths]
+    """Write formats of the rows into a folder that is a path or a URL; the paths or URLs of the files. Raises MnetError
+    as `export_members` does.
+    """
+    return export_members(store, study, rows, where, Asked(tuple(formats), force=force)).files
 
 
-def _one_trial(frame: pd.DataFrame, number: int) -> pd.DataFrame:
-    row = frame[frame["number"] == number]
-    if row.empty:
-        last = f"0 to {frame['number'].max()}" if len(frame) else "none yet"
-        raise MnetError(f"no trial {number} in this study (it has: {last})")
-    state, reason = row.iloc[0]["state"], row.iloc[0]["reason"]
-    if state != "finished":
-        raise MnetError(
-            f"trial {number} is {state}{': ' + reason if reason else ''}; only a finished trial can be exported"
-        )
-    return row
+def export_members(store: Store, study: str, rows: pd.DataFrame, where: str, asked: Asked) -> Exported:
+    """Write what is asked of each row into the folder or URL `where`, as STUDY-trialN.*: all files or none.
+
+    Raises MnetError for an unknown format, a package that is missing, a file that exists (unless `asked.force`), a
+    trial without weights, a checkpoint that is gone or damaged, a network that a format cannot hold or that computes
+    something else there, and a folder that cannot be written.
+    """
+    formats = _known(asked)
+    _check_weights(store, study, rows, formats)
+    _check_packages(formats)
+    suffixes = [suffix for _, format_ in formats for suffix in _suffixes(format_, asked)]
+    names = [f"{stem(study, int(number))}{suffix}" for number in rows["number"] for suffix in suffixes]
+    names += export_index.NAMES if asked.index else ()
+    make = _Making(store, study, rows, [format_ for _, format_ in formats], asked)
+    if is_url(where):
+        return _to_url(make, names, where, force=asked.force)
+    return _to_folder(make, names, Path(where), force=asked.force)
 
 
-def _write_config(store: Store, study: str, row: pd.Series, path: Path) -> None:
-    head = f"# A network of study {study}; train it with: mnet-search train {path.name}\n"
-    path.write_text(head + dump(config_of(store, study, row)), encoding="utf-8")
+def _known(asked: Asked) -> list[tuple[str, Format]]:
+    """The formats in the order of the table, each once."""
+    names = dict.fromkeys(name.strip() for name in asked.formats)
+    found = [(name, lookup(FORMATS, name, "export format")) for name in names]
+    for name, format_ in found:
+        if not isinstance(format_, Format):
+            raise MnetError(f"export format {name!r} is a {type(format_).__name__}; it must be a Format")
+    if asked.int8 and "onnx" not in names:
+        raise MnetError("--int8 makes the ONNX file smaller: add onnx to --format, as in --format config,weights,onnx")
+    rank = {name: float(place) for place, name in enumerate(FORMATS)}
+    own = rank["card"] - 0.5  # the card tells of all others, a user's own too
+    return sorted(found, key=lambda pair: rank.get(pair[0], own))
 
 
-def _write_weights(store: Store, study: str, row: pd.Series, path: Path) -> None:
-    """The weights after the last epoch, by their state-dict names, as safetensors."""
-    from safetensors.torch import save_file
+def _suffixes(format_: Format, asked: Asked) -> list[str]:
+    return [suffix for suffix in format_.suffixes if suffix != INT8_SUFFIX or asked.int8]
 
-    from mnet_search.models.checkpoints import load_checkpoint
 
-    source = row["checkpoint"]
+def _check_weights(store: Store, study: str, rows: pd.DataFrame, formats: Sequence[tuple[str, Format]]) -> None:
+    if not any(format_.weights for _, format_ in formats):
+        return
+    for _, row in rows.iterrows():
+        if not row["checkpoint"]:
+            by_function = store.row(study)["space"].get("evaluate") is not None
+            why = "it was evaluated by a function and not trained here" if by_function else "it was not trained here"
+            raise MnetError(f"trial {row['number']} has no weights: {why}; --format config needs none")
+
+
+def _check_packages(formats: Sequence[tuple[str, Format]]) -> None:
+    for name, format_ in formats:
+        for package in format_.packages:
+            try:
+                importlib.import_module(package)
+            except ImportError:
+                other = f" (or take --format {format_.instead}, which needs none)" if format_.instead else ""
+                raise MnetError(
+                    f"--format {name} needs the package {package}, which is not installed; install it with: "
+                    f"pip install 'mnet-search[{format_.extra}]'{other}"
+                ) from None
+
+
+# ---------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Files of every network in turn, then the index."""
+
+    store: Store
+    study: str
+    rows: pd.DataFrame
+    formats: list[Format]
+    asked: Asked
+
+    def into(self, folder: Path) -> list[dict[str, Any]]:
+        """Write every file into an empty folder; the entries of the index. Raises OSError, MnetError."""
+        entries = []
+        for _, row in self.rows.iterrows():
+            trained = Trained.read(self.store, self.study, row, self.asked.from_data)
+            made: list[Made] = []
+            for format_ in self.formats:
+                new = format_.make(trained, made, self.asked)
+                for one in new:
+                    _write(folder / f"{trained.stem}{one.suffix}", one.content)
+                made += new
+            entries.append(export_index.entry(trained, made))
+        if self.asked.index:
+            texts = (export_index.as_json(self.study, entries), export_index.as_markdown(self.study, entries))
+            for name, text in zip(export_index.NAMES, texts, strict=True):
+                _write(folder / name, text.encode())
+        return entries
+
+
+def _write(path: Path, content: bytes) -> None:
+    from mnet_search.models.checkpoints import write_atomically
+
+    write_atomically(path, content)
+
+
+def _to_folder(make: _Making, names: list[str], folder: Path, *, force: bool) -> Exported:
+    """Files are made in a hidden folder inside, on the same disk, and moved once all are whole."""
+    paths = [folder / name for name in names]
+    taken = next((path for path in paths if path.exists()), None)
+    if taken is not None and not force:
+        raise MnetError(f"{taken} exists already; give --force to replace it, or another folder with -o")
+    if any(path.is_dir() for path in paths):
+        raise MnetError(f"{taken} is a folder; give another one with -o")
     try:
-        with checkpoint_file(source, row["checkpoint_sha256"]) as found:
-            checkpoint = load_checkpoint(found)
-    except FileNotFoundError:
+        with _made(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as hidden:
+            entries = make.into(Path(hidden))
+            for path in paths:
+                (Path(hidden) / path.name).replace(path)
+    except OSError as error:
+        raise MnetError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    return Exported([str(path) for path in paths], entries)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, and those above it; those that are new are taken away again where nothing comes of them."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _to_url(make: _Making, names: list[str], where: str, *, force: bool) -> Exported:
+    remote = RemoteFolder(where)
+    there = remote.names()
+    taken = next((name for name in names if name in there), None)
+    if taken is not None and not force:
         raise MnetError(
-            f"the checkpoint of trial {row['number']} is gone ({source}); --format config needs none"
+            f"{without_login(remote.url)}/{taken} exists already; give --force to replace it, or another folder with -o"
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="mnet-search-") as folder:
+            entries = make.into(Path(folder))
+            for name in names:
+                remote.write(name, (Path(folder) / name).read_bytes())
+    except OSError as error:
+        raise MnetError(
+            f"{error.filename or tempfile.gettempdir()}: cannot be written: {error.strerror or error}"
         ) from None
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.module.items()}
-    about = {"arch_id": row["arch_id"], "study": study, "trial": str(row["number"])}
-    save_file(weights, path, metadata=about)
+    return Exported([remote.url_of(name) for name in names], entries)
 
 
-Format = tuple[Any, str]
+# ---------------------------------------------------------------- formats
+
+
+def _config(trained: Trained, _made: Sequence[Made], _asked: Asked) -> list[Made]:
+    head = f"# A network of study {trained.study}; train it with: mnet-search train {trained.stem}.yaml\n"
+    return [Made(".yaml", (head + dump(dict(trained.config))).encode())]
+
+
+def _weights(trained: Trained, _made: Sequence[Made], _asked: Asked) -> list[Made]:
+    from mnet_search.studies.torch_files import weights
+
+    return weights(trained)
+
+
+def _torch_export(trained: Trained, _made: Sequence[Made], _asked: Asked) -> list[Made]:
+    from mnet_search.studies.torch_files import torch_export
+
+    return torch_export(trained)
+
+
+def _onnx(trained: Trained, _made: Sequence[Made], asked: Asked) -> list[Made]:
+    from mnet_search.studies.onnx_files import make
+
+    return make(trained, int8=asked.int8)
+
+
+def _executorch(trained: Trained, _made: Sequence[Made], _asked: Asked) -> list[Made]:
+    from mnet_search.studies.torch_files import executorch
+
+    return executorch(trained)
+
+
+def _card(trained: Trained, made: Sequence[Made], _asked: Asked) -> list[Made]:
+    return [Made(".md", card(trained, made).encode())]
+
+
 FORMATS: dict[str, Format] = {
-    "config": (_write_config, ".yaml"),
-    "weights": (_write_weights, ".safetensors"),
+    "config": Format(_config, (".yaml",), weights=False),
+    "weights": Format(_weights, (".safetensors",)),
+    "torch_export": Format(_torch_export, (".pt2",)),
+    "onnx": Format(_onnx, (".onnx", INT8_SUFFIX), extra="onnx", packages=("onnx", "onnxruntime", "onnxscript")),
+    "executorch": Format(_executorch, (".pte",), extra="executorch", packages=("executorch",), instead="torch_export"),
+    "card": Format(_card, (".md",), weights=False),
 }

@@ -164,12 +164,13 @@ def invariants(connection: Connection) -> list[Finding]:
 
 
 def _without_curve(connection: Connection) -> Iterator[tuple[str, int]]:
-    """Trained trials without one; where a function of the user's evaluates, none need be."""
+    """Trained trials without one; where a function of the user's evaluates, or a trial was imported, none need be."""
     own: dict[str, bool] = {}
     for name, space in connection.execute(text("SELECT name, space FROM mnet_studies")):
         content = json.loads(space) if isinstance(space, str) else space
         own[name] = content.get("evaluate") is not None
-    query = _FINISHED + "NOT EXISTS (SELECT 1 FROM mnet_curves c WHERE c.trial_id = m.trial_id) ORDER BY 1, 2"
+    trained = "m.attempts > 0 AND "  # an imported trial was never begun here
+    query = _FINISHED + trained + "NOT EXISTS (SELECT 1 FROM mnet_curves c WHERE c.trial_id = m.trial_id) ORDER BY 1, 2"
     yield from ((name, number) for name, number in connection.execute(text(query)) if not own[name])
 
 

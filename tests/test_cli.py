@@ -103,7 +103,8 @@ def test_studies_show_and_best(study: Path) -> None:
 def test_export_and_train(study: Path, tmp_path: Path) -> None:
     done = call(study, "export", "tiny", "--best", "-o", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
-    config_path, weights_path = map(Path, json.loads(done.stdout)["files"])
+    config_path, weights_path, card_path = map(Path, json.loads(done.stdout)["files"])
+    assert card_path.name == f"{config_path.stem}.md"
     config, arch = read_config(config_path)
     best = load(study).sort_values(["accuracy", "mult_adds"], ascending=[False, True]).iloc[0]
     assert (arch.id, config.seed) == (best["arch_id"], 0)
@@ -248,7 +249,7 @@ def test_bad_input_is_one_line_with_its_exit_code_and_nothing_is_written(
         (("best", "tiny", "--max", "colour=1"), 2, "--max colour: not a figure of a trial"),
         (("best", "tiny", "--max", "params"), 2, "--max params: write NAME=NUMBER"),
         (("export", "tiny", "--trial", 99), 2, "no trial 99 in this study (it has: 0 to 2)"),
-        (("export", "tiny", "--best", "--format", "onnx"), 2, "export format 'onnx' is not part of this version"),
+        (("export", "tiny", "--best", "--format", "onx"), 2, "unknown export format 'onx'; did you mean onnx?"),
         (
             ("export", "tiny", "--best", "--format", "pickle"),
             2,

@@ -126,6 +126,23 @@ def test_curves_info():
     )
 
 
+def test_errors_are_of_networks_and_not_of_runs():
+    frame = frame_of()
+    info = PLOTS["errors"].info(snapshot_of(frame))
+    accuracies = sorted(frame.loc[frame["state"] == "finished", "accuracy"].dropna(), reverse=True)
+    n = len(accuracies)
+    assert info.n_networks == n and info.note == ""
+    assert info.points == tuple((pytest.approx(1 - value), (i + 1) / n) for i, value in enumerate(accuracies))
+    figure = PLOTS["errors"].figure(info)
+    assert list(figure.data[0].y) == [0.0, *(share for _, share in info.points)]
+    frame.loc[frame["number"] == 2, "arch_id"] = "000000000001"  # trial 2 repeats the network of trial 1
+    frame.loc[frame["number"] == 4, "state"] = "stopped"
+    info = PLOTS["errors"].info(snapshot_of(frame))
+    assert info.n_networks == n - 1
+    assert info.points[0] == (pytest.approx(0.06), 1 / (n - 1))  # the mean of .95 and .93
+    assert info.note == "1 trial was stopped early and left out, so this is not the space's own"
+
+
 def test_note_says_what_a_front_of_single_runs_cannot_tell():
     frame = frame_of()
     frame.loc[frame["number"] == 2, "arch_id"] = "000000000001"  # trial 2 repeats the network of trial 1
