@@ -12,7 +12,7 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from optuna.trial import FrozenTrial
@@ -25,7 +25,7 @@ from mnet_search.search.new_networks import NewNetworks
 from mnet_search.search.objectives import values_of
 from mnet_search.search.pareto_sampler import Figures
 from mnet_search.search.plan import Planned
-from mnet_search.search.repeats import Repeats
+from mnet_search.search.repeats import Repeats, failed_only
 from mnet_search.search.resources import Resources, halved, memory_kills
 from mnet_search.search.rungs import Rungs, teach
 from mnet_search.search.samplers import Proposal, Proposer, make_proposer
@@ -81,7 +81,10 @@ class Driver:
         self._proposals: dict[int, Proposal] = {}
         self._judged_at: dict[int, tuple[int, ...]] = {}
         self._planned = Planned(space, settings.planned)
-        self._repeats = Repeats(space.file.search.repeats, settings.n_trials, study)
+        repeats = space.file.search.repeats
+        if self._planned and not isinstance(repeats, int):
+            repeats = 1
+        self._repeats = Repeats(repeats, settings.n_trials, study, self._planned.allows)
         self._rungs = Rungs(space)
         self._scores = scores
         with study.turn():
@@ -103,28 +106,23 @@ class Driver:
         teach(self._proposer, self.study, self._rungs)
         curves = self.study.curves()
         for record in records:
-            key = self.space.key(record.chosen, record.arch_id)
+            key = self._key(record)
             if record.state != "failed":  # what failed before may be tried again: its cause may be mended
                 self._new.known.add(key)
                 self._repeats.begun(key, record.seed)
             if record.state == "finished":
                 self.n_finished += 1
                 self._repeats.finished(key, record)
-            elif record.state in ("running", "waiting"):
+            elif record.state in ("running", "waiting") and self._planned.allows(key):
                 self._elsewhere.add(record.trial_id)
             self._rungs.take_up(record, curves.get(record.trial_id, {}))
         self.study.watch(self._elsewhere)
         if self.settings.retry_failed:
-            self._retry.extend(self._failed_only(records))
+            self._retry.extend(r for r in failed_only(records, self._key) if self._planned.allows(self._key(r)))
         self.progress.begin(self.study.name, self.settings.n_trials, [r for r in records if r.state == "finished"])
 
-    def _failed_only(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """The last failure of each run of a network that never ended well."""
-        runs = {(self.space.key(r.chosen, r.arch_id), r.seed): r for r in records if r.state == "failed"}
-        for r in records:
-            if r.state != "failed":
-                runs.pop((self.space.key(r.chosen, r.arch_id), r.seed), None)
-        return list(runs.values())
+    def _key(self, record: TrialRecord) -> str:
+        return self.space.key(record.chosen, record.arch_id)
 
     # ------------------------------------------------------------ asked by executors
 
@@ -182,14 +180,13 @@ class Driver:
     def _hear(self, record: TrialRecord, trial: FrozenTrial | None) -> None:
         if self._is_mine(record.trial_id):
             return
-        key = self.space.key(record.chosen, record.arch_id)
+        key = self._key(record)
         self._new.known.add(key)
         self._repeats.begun(key, record.seed)
-        self._retry = deque(
-            r for r in self._retry if (self.space.key(r.chosen, r.arch_id), r.seed) != (key, record.seed)
-        )
+        self._retry = deque(r for r in self._retry if (self._key(r), r.seed) != (key, record.seed))
         if trial is None:  # it has not ended
-            self._elsewhere.add(record.trial_id)
+            if self._planned.allows(key):
+                self._elsewhere.add(record.trial_id)
             self._rungs.take_up(record, {})  # where it goes on with one that was stopped, nobody else does
             return
         self._elsewhere.discard(record.trial_id)
@@ -286,7 +283,7 @@ class Driver:
             self._lose(trial_id, error)
             return
         self._end(trial_id, values)
-        self._repeats.finished(self.space.key(record.chosen, record.arch_id), record)
+        self._repeats.finished(self._key(record), record)
         self.n_finished += 1
         self.n_new += 1
         self.progress.finished(record, {**dict(zip(names, values, strict=True)), **outcome.metrics})
@@ -300,10 +297,10 @@ class Driver:
             self._lose(trial_id, error)
             return
         self._end(trial_id, None)
-        self._repeats.failed(self.space.key(record.chosen, record.arch_id))
+        self._repeats.failed(self._key(record))
         self.n_failed += 1
         self.progress.failed(record, reason)
-        folder = self._jobs.folder(self.space.key(record.chosen, record.arch_id), record.seed)
+        folder = self._jobs.folder(self._key(record), record.seed)
         lines = last_lines(folder, LOG_LINES)
         if lines:
             self.progress.note("\n    ".join([f"    the end of {folder}/{LOG}:", *lines]))
@@ -436,7 +433,7 @@ class Driver:
         self.running[record.trial_id] = record
         self._begun_beside[record.trial_id] = self.resources
         self.progress.started(record)
-        key = self.space.key(record.chosen, record.arch_id)
+        key = self._key(record)
         # What was judged before, or was trained to its end with another seed, is not judged again.
         judged = not (self._repeats.is_repeat(key) or self._rungs.was_stopped(record) or self._planned.holds(key))
         epochs = self.space.training_of(record.chosen).epochs

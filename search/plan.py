@@ -78,6 +78,10 @@ class Planned:
     def holds(self, key: str) -> bool:
         return key in self._keys
 
+    def allows(self, key: str) -> bool:
+        """Whether a network may be trained: any one, where there is no plan."""
+        return not self._keys or key in self._keys
+
     def next(self, known: Collection[str], stopped: Callable[[str], object]) -> Params | None:
         """The next network that is not `known`, or that was `stopped` early; None where none is left."""
         while self._left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mnet_search.search.printing import echo, params_text, print_table
+from mnet_search.search.printing import echo, params_text, print_whole
 from mnet_search.studies.fit_checks import doubts
 from mnet_search.studies.next_runs import Forecast, Suggestion
 from mnet_search.studies.scaling import Coefficient, Fit, Refused
@@ -65,14 +66,23 @@ def _ranking(study: str, fits: Sequence[Fit]) -> None:
     table.add_column("95 % intervals", no_wrap=True)
     for name in ("R2", "left out: ln(error)", "points", "AICc", "n", "warnings"):
         table.add_column(name, justify="right", no_wrap=True)
-    least = fits[0].aicc
+    least, blocks = fits[0].aicc, []
     for fit in fits:
-        intervals = "  ".join(f"{c.name} {interval(c)}" for c in fit.coefficients)
-        aicc = f"+{fit.aicc - least:.1f}" if math.isfinite(fit.aicc) else "-"
-        left = fit.left_out
-        figures = (f"{fit.r2:.3f}", f"{left.log_error:.3f}", f"{left.points:.2f}", aicc)
-        table.add_row(fit.equation, intervals, *figures, str(len(fit.observations)), str(len(doubts(fit)) or ""))
-    print_table(table)
+        intervals = [f"{c.name} {interval(c)}" for c in fit.coefficients]
+        r2, aicc = f"{fit.r2:.3f}", f"+{fit.aicc - least:.1f}" if math.isfinite(fit.aicc) else "-"
+        left, points = f"{fit.left_out.log_error:.3f}", f"{fit.left_out.points:.2f}"
+        n, warnings = str(len(fit.observations)), str(len(doubts(fit)) or "")
+        table.add_row(fit.equation, "  ".join(intervals), r2, left, points, aicc, n, warnings)
+        figures = [f"left out {left} in ln(error)", f"{points} points", f"R2 {r2}", f"AICc {aicc}", f"n {n}"]
+        doubted = [f"warnings {warnings}"] if warnings else []
+        terms = re.split(r" (?=[+-] )", fit.equation)
+        blocks.append([terms, ["95 %:", *_comma(intervals)], _comma([*figures, *doubted])])
+    print_whole(table, blocks)
+
+
+def _comma(parts: Sequence[str]) -> list[str]:
+    """Parts of a line, a comma after each but the last."""
+    return [f"{part.rstrip(',')}," for part in parts[:-1]] + list(parts[-1:])
 
 
 def interval(c: Coefficient) -> str:
@@ -84,19 +94,31 @@ def _in_full(study: str, fit: Fit) -> None:
     table = _table()
     for name in ("coefficient", "of", "value", "95 % interval"):
         table.add_column(name, justify="left" if name in ("coefficient", "of") else "right", no_wrap=True)
+    blocks = []
     for c in fit.coefficients:
         table.add_row(c.name, c.size or "", f"{c.value:.4g}", interval(c))
-    print_table(table)
+        name = f"{c.name} of {c.size}" if c.size else c.name
+        blocks.append([_comma([f"{name} {c.value:.4g}", f"95 % {interval(c)}"])])
+    print_whole(table, blocks)
     echo("")
-    residuals = _table()
+    _residuals(fit)
+
+
+def _residuals(fit: Fit) -> None:
+    """Every network, the worst first."""
+    table, blocks = _table(), []
     for name in ("network", "n", "accuracy", "fitted", "residual, points", "ln(error)"):
-        residuals.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
     observed, fitted = fit.observations.accuracy, 1 - np.exp(fit.fitted)
     for i in np.argsort(-np.abs(fit.residuals), kind="stable"):
-        points = f"{100 * (observed[i] - fitted[i]):+.2f}"
-        shown = (f"{100 * observed[i]:.2f}%", f"{100 * fitted[i]:.2f}%", points, f"{fit.residuals[i]:+.4f}")
-        residuals.add_row(escape(fit.observations.labels[i]), str(int(fit.observations.n_runs[i])), *shown)
-    print_table(residuals)
+        label, n = fit.observations.labels[i], str(int(fit.observations.n_runs[i]))
+        shown = [f"{100 * observed[i]:.2f}%", f"{100 * fitted[i]:.2f}%"]
+        shown += [f"{100 * (observed[i] - fitted[i]):+.2f}", f"{fit.residuals[i]:+.4f}"]
+        table.add_row(escape(label), n, *shown)
+        accuracy, law, points, log_error = shown
+        figures = [f"n {n}", f"accuracy {accuracy}", f"fitted {law}", f"residual {points} points"]
+        blocks.append([label.split(), _comma([*figures, f"{log_error} in ln(error)"])])
+    print_whole(table, blocks)
 
 
 def _summary(fit: Fit) -> None:
@@ -121,15 +143,18 @@ def _forecast(forecast: Forecast, fit: Fit) -> None:
     table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("95 % of the mean", no_wrap=True)
     table.add_column("95 % of one run", no_wrap=True)
-    table.add_column("network")
-    p = forecast.predicted
+    table.add_column("network", no_wrap=True)
+    p, blocks = forecast.predicted, []
     for i, network in enumerate(forecast.networks):
         mean = f"{100 * p.low[i]:.2f} to {100 * p.high[i]:.2f}"
         run = f"{100 * p.run_low[i]:.2f} to {100 * p.run_high[i]:.2f}"
+        accuracy, name = f"{100 * p.accuracy[i]:.2f}%", params_text(network.params)
         beyond = "; ".join(forecast.outside[i])
-        text = params_text(network.params) + (f"  ({beyond}: an extrapolation)" if beyond else "")
-        table.add_row(f"{100 * p.accuracy[i]:.2f}%", mean, run, escape(text))
-    print_table(table)
+        note = f"({beyond}: an extrapolation)" if beyond else ""
+        table.add_row(accuracy, mean, run, escape(f"{name}  {note}".rstrip()))
+        figures = [f"accuracy {accuracy}", f"95 % of the mean {mean}", f"95 % of one run {run}"]
+        blocks.append([name.split(), _comma(figures), *([note.split()] if note else [])])
+    print_whole(table, blocks)
 
 
 def _suggestion(suggestion: Suggestion) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mnet_search.spaces.space import Params
@@ -25,11 +26,23 @@ class Repeat:
     seed: int
 
 
+def failed_only(records: Sequence[TrialRecord], key_of: Callable[[TrialRecord], str]) -> list[TrialRecord]:
+    """The last failure of each run of a network that never ended well."""
+    runs = {(key_of(r), r.seed): r for r in records if r.state == "failed"}
+    for r in records:
+        if r.state != "failed":
+            runs.pop((key_of(r), r.seed), None)
+    return list(runs.values())
+
+
 class Repeats:
     """Keeps count of the runs of each network, by the space's key."""
 
-    def __init__(self, wanted: int | str, n_trials: int, study: StudyWriter):
-        self._wanted, self._n_trials, self._study = wanted, n_trials, study
+    def __init__(
+        self, wanted: int | str, n_trials: int, study: StudyWriter, of: Callable[[str], bool] = lambda _key: True
+    ):
+        """`of` says which networks, by key, are trained again at all."""
+        self._wanted, self._n_trials, self._study, self._of = wanted, n_trials, study, of
         self._seeds: dict[str, set[int]] = defaultdict(set)
         self._finished: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -45,7 +58,7 @@ class Repeats:
         """A run of a network has finished, now or earlier."""
         self._finished[key] += 1
         self._records[record.number] = key, record
-        if isinstance(self._wanted, int) and self._wanted > 1 and self._finished[key] == 1:
+        if isinstance(self._wanted, int) and self._wanted > 1 and self._finished[key] == 1 and self._of(key):
             self._waiting.append((key, record))
 
     def failed(self, key: str) -> None:

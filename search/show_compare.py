@@ -10,14 +10,18 @@ import pandas as pd
 from rich.table import Table
 
 from mnet_search.models.arch import MnetError
-from mnet_search.models.checkpoints import write_atomically
-from mnet_search.search.printing import echo, print_json, print_table
+from mnet_search.search.printing import check_file, echo, print_json, print_table, write_file
 from mnet_search.spaces.schema import quantity
 from mnet_search.spaces.space import si
 from mnet_search.studies.comparing import QUANTILES, AtBudget, Comparison, StudyFrame, compare
 from mnet_search.studies.frame import load
 from mnet_search.studies.store import Store
 
+FOOTER = (
+    "Intervals are 95 %: of the share over draws of what the means may be, of the median over networks drawn anew.",
+    "+- is one standard error; `ahead` the share of draws in which a study leads. The best of many networks is",
+    "partly the luckiest: run it again (search.repeats) before a small lead is believed.",
+)
 UNGUIDED = ("grid", "random")  # samplers that do not look at what came of earlier trials
 
 
@@ -39,10 +43,18 @@ def read(store: Store, study: str, limits: Mapping[str, float]) -> StudyFrame:
             )
         frame = frame[frame[name] <= limit]
     search = row["space"].get("search", {})
-    guided = search.get("sampler") not in UNGUIDED or bool((frame["state"] == "stopped").any())
+    own = frame[frame["imported"] == ""]
+    guided = len(own) > 0 and (search.get("sampler") not in UNGUIDED or bool((own["state"] == "stopped").any()))
     facts = row["provenance"]
     return StudyFrame(
-        study, frame, store.objectives(study), facts.get("validation_images"), facts.get("data_digest"), guided
+        study,
+        frame,
+        store.objectives(study),
+        facts.get("validation_images"),
+        facts.get("data_digest"),
+        row["identity"]["training"],
+        guided,
+        bool(limits),
     )
 
 
@@ -58,6 +70,8 @@ def compared(
     as_json: bool,
 ) -> None:
     """Print the comparison, and write its page where one is asked for. Raises MnetError."""
+    if plot is not None:
+        check_file(plot, "--plot", force=force, endings=(".html",))
     found = compare(studies, cost=cost, budgets=budgets, n_draws=n_draws, seed=seed)
     if plot is not None:
         _write_page(studies, found, plot, force=force)
@@ -68,8 +82,8 @@ def compared(
         echo(title)
         print_table(table)
         echo("")
-    echo("Intervals are 95 %, of draws of what each network's mean may be. The most accurate of many networks is")
-    echo("partly lucky: run it again (search.repeats) before a small lead is believed.")
+    for line in FOOTER:
+        echo(line)
     for note in found.notes:
         echo(f"Note: {note}.")
 
@@ -79,7 +93,7 @@ def _volumes(found: Comparison) -> tuple[str, Table]:
         f"Hypervolume of {', '.join(found.objectives)}, as a share of that of all fronts together",
         Table(box=None, pad_edge=False),
     )
-    for name in ("study", "networks", "on its front", "share", "interval", "P(most)"):
+    for name in ("study", "networks", "on its front", "share", "interval", "ahead"):
         table.add_column(name, justify="left" if name == "study" else "right", no_wrap=True)
     for volume in found.volumes:
         table.add_row(
@@ -95,7 +109,7 @@ def _volumes(found: Comparison) -> tuple[str, Table]:
 
 def _budgets(found: Comparison) -> tuple[str, Table]:
     title, table = (
-        f"The most accurate network within a budget of {found.cost}; P(best) of the winner",
+        f"The most accurate network within a budget of {found.cost}; how often the winner is ahead",
         Table(box=None, pad_edge=False),
     )
     table.add_column("budget", justify="right", no_wrap=True)
@@ -115,9 +129,11 @@ def _cells(row: AtBudget, names: Sequence[str]) -> list[str]:
 
 def _winner(row: AtBudget) -> str:
     if not row.entries:
-        return "-"
+        return "no network is within it"
     if len(row.entries) == 1:
         return f"{row.entries[0].study} alone has one"
+    if row.entries[0].accuracy == row.entries[1].accuracy:
+        return "a tie"
     return f"{row.entries[0].study}, {row.entries[0].wins:.2f}"
 
 
@@ -139,9 +155,5 @@ def _amount(cost: str, value: float) -> str:
 def _write_page(studies: Sequence[StudyFrame], found: Comparison, path: Path, *, force: bool) -> None:
     from mnet_search.dashboards.compare_plot import compare_page, fronts_info
 
-    if path.exists() and not force:
-        raise MnetError(f"{path} exists already; give --force to replace it, or another file with --plot")
-    try:
-        write_atomically(path, compare_page(fronts_info(studies, found.cost), found).encode())
-    except OSError as error:
-        raise MnetError(f"{path}: cannot be written: {error.strerror or error}") from None
+    page = compare_page(fronts_info(studies, found.cost), found)
+    write_file(path, page.encode(), "--plot", force=force, endings=(".html",))

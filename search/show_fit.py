@@ -14,7 +14,7 @@ from mnet_search.dashboards.snapshot import validation_images
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import lookup
 from mnet_search.search import print_fit
-from mnet_search.search.printing import echo, print_json
+from mnet_search.search.printing import check_file, echo, print_json, write_file
 from mnet_search.spaces.space import Space
 from mnet_search.spaces.yamlfile import parse_value
 from mnet_search.studies import frame as frames
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 50
 UNTRAINED = "untrained"
+SIMPLEST = "log_log"
+PAGE = (".html",)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def fit(store: Store, study: str, asked: Asked, *, as_json: bool) -> None:
         if not as_json:
             echo(f"\nwritten to {asked.output}; train them: mnet-search run SPACE --from-fit {asked.output}")
     if asked.plot is not None:
-        _write_plot(asked.plot, study, best, force=asked.force)
+        write_file(asked.plot, _page(study, best), "--plot", force=asked.force, endings=PAGE)
         typer.echo(f"written to {asked.plot}", err=True)
 
 
@@ -102,16 +104,12 @@ def _check(asked: Asked) -> None:
     for text in asked.predict:
         if text.strip() != UNTRAINED:
             parse_assignment("--predict", text.split())
-    for path in (asked.output, asked.plot):
-        if path is not None:
-            _check_path(path, force=asked.force)
-
-
-def _check_path(path: Path, *, force: bool) -> None:
-    if not path.parent.is_dir():
-        raise MnetError(f"no folder {str(path.parent)!r} to write {path.name} to: make it, or give another path")
-    if path.exists() and not force:
-        raise MnetError(f"{path} exists already; give --force to replace it, or another path")
+    if asked.output is not None:
+        check_file(asked.output, "-o", force=asked.force)
+    if asked.plot is not None:
+        check_file(asked.plot, "--plot", force=asked.force, endings=PAGE)
+        if asked.output is not None and asked.output.resolve() == asked.plot.resolve():
+            raise MnetError(f"-o and --plot are one file, {asked.plot}; give each a name of its own")
 
 
 def _fits(observations: Observations, asked: Asked) -> tuple[list[Fit], list[Refused]]:
@@ -123,10 +121,14 @@ def _fits(observations: Observations, asked: Asked) -> tuple[list[Fit], list[Ref
     if fits:
         return fits, refused
     if asked.x is not None:
-        fit_one(observations, "log_log", asked.x, **settings)  # raises with the reason of the simplest form
-    reasons = "; ".join(dict.fromkeys(f"{r.form} of {', '.join(r.variables)}: {r.reason}" for r in refused))
-    first = refused[0].reason if len({r.reason for r in refused}) == 1 else reasons
-    raise MnetError(f"no form can be fitted to the {len(observations)} finished networks: {first}")
+        fit_one(observations, SIMPLEST, asked.x, **settings)  # raises with the reason of the simplest form
+    nearest = min(refused, key=lambda r: (r.lacking, r.form != SIMPLEST))
+    others = len(refused) - 1
+    more = f"; {others} other law{'s are' if others > 1 else ' is'} refused too" if others else ""
+    raise MnetError(
+        f"no law can be fitted to the {len(observations)} finished networks; {nearest.form} of "
+        f"{', '.join(nearest.variables)} comes nearest: {nearest.reason}{more}"
+    )
 
 
 def parse_assignment(option: str, items: Sequence[str]) -> dict[str, Any]:
@@ -182,7 +184,6 @@ def write_plan(path: Path, study: str, form: str, suggestion: Suggestion, *, for
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
 
-    _check_path(path, force=force)
     networks = []
     for network in suggestion.networks:
         row = CommentedMap(network.params)
@@ -193,23 +194,10 @@ def write_plan(path: Path, study: str, form: str, suggestion: Suggestion, *, for
     yaml.width = 100_000  # one network, one line
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.dump({"study": study, "form": form, "networks": networks}, text)
-    _write(path, text.getvalue())
+    write_file(path, text.getvalue().encode(), "-o", force=force)
 
 
-def _write_plot(path: Path, study: str, best: Fit, *, force: bool) -> None:
+def _page(study: str, best: Fit) -> bytes:
     from mnet_search.dashboards.scaling_plot import fit_info, fit_page
 
-    _check_path(path, force=force)
-    _write(path, fit_page(fit_info(f"Study {study}", best, doubts(best))))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise MnetError(f"could not write {path}: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    return fit_page(fit_info(f"Study {study}", best, doubts(best))).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from mnet_search.models.arch import MnetError
-from mnet_search.models.checkpoints import write_atomically
 from mnet_search.models.complexity import costs
-from mnet_search.search.printing import echo, print_json, print_table
+from mnet_search.search.printing import echo, print_json, print_table, write_file
 from mnet_search.search.run import RunOptions, check_training, fit_to_data, run_search
 from mnet_search.spaces.equal_budgets import EqualBudget, solve, space_of
 from mnet_search.spaces.schema import quantity
@@ -63,20 +63,21 @@ def share_of(option: str, text: str) -> float:
 def solved(space: Space, asked: Asked, study: str | None) -> Question:
     """The networks of the budget, solved for. Raises MnetError where fewer than two ways meet it."""
     found = solve(space, asked.cost, asked.budget, asked.tolerance, asked.knobs)
-    name = study or f"{space.name}-iso-{asked.cost}-{si(asked.budget).replace(' ', '')}"
+    name = study or f"{space.name}-iso-{asked.cost}-{_exactly(asked.budget)}"
     narrowed = fit_to_data(check_training(space_of(space, found, name, asked.seeds)))
     return Question(found, narrowed, name)
 
 
+def _exactly(budget: float) -> str:
+    """In a study's name: two budgets have two."""
+    short = si(budget).replace(" ", "")
+    return short if quantity(short) == budget else f"{budget:.0f}"
+
+
 def write_space(question: Question, path: Path, *, force: bool) -> None:
     """The space of the solved networks as a file of its own. Raises MnetError where there is one already."""
-    if path.exists() and not force:
-        raise MnetError(f"{path} exists already; give --force to replace it, or another file with -o")
     file = question.space.file.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-    try:
-        write_atomically(path, dump(file).encode())
-    except OSError as error:
-        raise MnetError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_file(path, dump(file).encode(), "-o", force=force, endings=(".yaml", ".yml"))
 
 
 def trained(question: Question, options: RunOptions, *, quiet: bool) -> int | None:
@@ -84,7 +85,10 @@ def trained(question: Question, options: RunOptions, *, quiet: bool) -> int | No
     from mnet_search.search.progress import watch
 
     with watch(question.space, quiet=quiet) as progress:
-        return run_search(question.space, options, progress).stop_signal
+        done = run_search(question.space, options, progress)
+    if done.stop_reason is not None:
+        print(f"mnet-search: {done.stop_reason}; the same command again goes on from here", file=sys.stderr)
+    return done.stop_signal
 
 
 def answered(question: Question, storage: str | None, *, as_json: bool) -> None:
@@ -92,12 +96,12 @@ def answered(question: Question, storage: str | None, *, as_json: bool) -> None:
     networks alone.
     """
     runs: tuple[Runs, ...] = ()
-    found = question.found
+    images, found = None, question.found
     if storage is not None:
         with Store(storage) as store:
-            frame = load(store, question.study)
+            frame, images = load(store, question.study), store.provenance(question.study).get("validation_images")
         runs = runs_of(frame, "accuracy", {way.name: way.arch_id for way in found.ways})
-    gaps = differences([each for each in runs if each.values])
+    gaps = differences([each for each in runs if each.values], images)
     if as_json:
         print_json(_content(question, runs, gaps))
         return
@@ -120,7 +124,8 @@ def sentences(gaps: tuple[Difference, ...]) -> list[str]:
     for gap in gaps:
         words = f"{gap.first} over {gap.second}: {100 * gap.mean:+.2f} points"
         if math.isnan(gap.low):
-            lines.append(f"{words} (one pair: nothing tells its spread; give --seeds 2 or more)")
+            pairs = "one pair tells" if gap.n == 1 else f"{gap.n} pairs that do not differ tell"
+            lines.append(f"{words} ({pairs} no spread; give more --seeds)")
             continue
         interval = f"{LEVEL:.0%} interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f}"
         verdict = "" if gap.clear else "; may be chance"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import lookup
-from mnet_search.search.printing import echo, print_json
+from mnet_search.search.printing import check_file, echo, print_json, write_file
 
 if TYPE_CHECKING:
     from mnet_search.spaces.space import Space
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from mnet_search.studies.store import Store
 
 ENDINGS = (".csv", ".parquet")
+STDOUT = "-"
+MOST_SHOWN = 5  # warnings of one kind
 
 
 def results(
@@ -42,7 +43,8 @@ def results(
     write = lookup(STYLES, style, "style")
     if which not in get_args(Which):
         raise MnetError(f"--rows {which}: write front, all or best")
-    check_output(output, force=force)
+    if output != STDOUT:
+        check_file(Path(output), "-o", force=force)
     images = validation_images(store.provenance(name))
     frame = load(store, name)
     rows = rows_of(frame, store.objectives(name), which, limits, images)  # type: ignore[arg-type]  # checked above
@@ -51,7 +53,7 @@ def results(
     if as_json:
         print_json({"study": name, "rows": [asdict(row) | {"n": row.n} for row in rows], "notes": notes})
         return
-    deliver(output, write(ResultTable(rows, notes)).encode())
+    _deliver(output, write(ResultTable(rows, notes)).encode(), force=force)
 
 
 def frame(store: Store, name: str, output: str, *, curves: bool, force: bool, as_json: bool) -> None:
@@ -59,39 +61,24 @@ def frame(store: Store, name: str, output: str, *, curves: bool, force: bool, as
     from mnet_search.studies import frame as frames
     from mnet_search.studies.frame_files import to_csv, to_parquet
 
-    ending = ".csv" if output == "-" else Path(output).suffix.lower()
-    if ending not in ENDINGS:
-        raise MnetError(f"-o {output}: its ending says the form, and is {ending or 'none'}; write .csv or .parquet")
-    check_output(output, force=force)
+    if output != STDOUT:
+        check_file(Path(output), "-o", force=force, endings=ENDINGS)
     found = frames.curves(store, name) if curves else frames.load(store, name)
     if as_json:
         echo(str(found.to_json(orient="records", date_format="iso")))
         return
-    deliver(output, to_csv(found).encode() if ending == ".csv" else to_parquet(found))
-    if output != "-":
+    as_csv = output == STDOUT or Path(output).suffix.lower() == ".csv"
+    _deliver(output, to_csv(found).encode() if as_csv else to_parquet(found), force=force, endings=ENDINGS)
+    if output != STDOUT:
         what = "rows of learning curves" if curves else "trials"
         print(f"{output}: {len(found):,} {what}, {len(found.columns)} columns", file=sys.stderr)
 
 
-def check_output(output: str, *, force: bool) -> None:
-    """Raises MnetError for a file that exists, unless it may be replaced."""
-    if output != "-" and not force and Path(output).exists():
-        raise MnetError(f"{output}: exists already; replace it with --force, or name another with -o")
-
-
-def deliver(output: str, content: bytes) -> None:
-    """To stdout, or to a file that then holds all of it or what it held before. Raises MnetError."""
-    if output == "-":
+def _deliver(output: str, content: bytes, *, force: bool, endings: Sequence[str] = ()) -> None:
+    if output == STDOUT:
         sys.stdout.write(content.decode())
-        return
-    from mnet_search.models.checkpoints import write_atomically
-
-    try:
-        write_atomically(Path(output), content)
-    except OSError as error:
-        raise MnetError(
-            f"{output}: cannot be written ({os.strerror(error.errno or 0)}); name another with -o"
-        ) from None
+    else:
+        write_file(Path(output), content, "-o", force=force, endings=endings)
 
 
 # ---------------------------------------------------------------- import
@@ -217,17 +204,24 @@ def _tell(name: str, source: str, found: Plan, placed: Placement, *, dry_run: bo
     counts = {
         "imported": len(placed.new),
         "already_imported": placed.n_again,
+        "changed": len(placed.changed),
         "same_network_and_seed": placed.n_same,
         "over_budget": found.n_over_budget,
         "not_finished": found.n_left_out,
     }
     if as_json:
-        print_json({"study": name, "from": source, "dry_run": dry_run, **counts, "notes": found.notes})
+        print_json(
+            {"study": name, "from": source, "dry_run": dry_run, **counts, "notes": [*found.notes, *placed.changed]}
+        )
         return
-    for note in found.notes:
+    more = len(placed.changed) - MOST_SHOWN
+    for note in (*found.notes, *placed.changed[:MOST_SHOWN]):
         print(f"warning: {note}", file=sys.stderr)
+    if more > 0:
+        print(f"warning: and {more} more that have other figures now; --json names all", file=sys.stderr)
     words = {
         "already_imported": "imported before",
+        "changed": "imported before with other figures",
         "same_network_and_seed": "in the study already, with the same network and seed",
         "over_budget": "over the space's budgets",
         "not_finished": "not finished in the source",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mnet_search.models.arch import MnetError
 from mnet_search.models.complexity import costs
 from mnet_search.models.tables import nearest
-from mnet_search.spaces.schema import COST_NAMES, Range, Value
+from mnet_search.spaces.schema import COST_NAMES, Parameter, Range, Value, conditions
 from mnet_search.spaces.settings import is_setting
 from mnet_search.spaces.space import Params, Space, make_space, si
 
@@ -60,12 +60,16 @@ def solve(space: Space, cost: str, budget: float, tolerance: float, knobs: Seque
     base_cost = look.cost(base)
     if base_cost < budget * (1 - tolerance):
         raise MnetError(
-            f"--{cost.replace('_', '-')} {si(budget)}: the network that knobs lower has {si(base_cost)} "
+            f"--{cost.replace('_', '-')} {budget:,.0f}: the network that knobs lower has {base_cost:,} "
             f"({_words(base, {})}); ask for less, or raise the largest values of the space"
         )
     ways: list[Way] = []
     missed: list[str] = []
+    near: list[Way] = []
     for name, candidates in _questions(space, base, knobs, look):
+        if isinstance(candidates, str):
+            missed.append(f"{name}: {candidates}")
+            continue
         best = min(candidates, key=lambda params: abs(look.miss(params)), default=None)
         if best is None:
             missed.append(f"{name}: no such network can be built")
@@ -75,7 +79,8 @@ def solve(space: Space, cost: str, budget: float, tolerance: float, knobs: Seque
         same = next((other for other in ways if other.arch_id == arch.id), None)
         too_large = space.violation(costs(arch))
         if abs(way.miss) > tolerance:
-            missed.append(f"{name}: the nearest has {si(way.cost)}, {way.miss:+.1%} ({_words(best, base)})")
+            near.append(way)
+            missed.append(f"{name}: the nearest has {way.cost:,}, {way.miss:+.1%} ({_words(best, base)})")
         elif too_large:
             missed.append(f"{name}: {too_large} ({_words(best, base)})")
         elif same:
@@ -85,10 +90,18 @@ def solve(space: Space, cost: str, budget: float, tolerance: float, knobs: Seque
     if len(ways) < 2:
         met = f"only {ways[0].name} meets it" if ways else "no knob meets it"
         raise MnetError(
-            f"{si(budget)} {cost} within {tolerance:.1%}: {met}, and a comparison needs two; {'; '.join(missed)}; try "
-            "another budget, a wider --tolerance or more --knobs"
+            f"{budget:,.0f} {cost} within {tolerance:.1%}: {met}, and a comparison needs two; {'; '.join(missed)}; try "
+            f"{_instead(cost, near)}a wider --tolerance or more --knobs"
         )
     return EqualBudget(cost, budget, base, base_cost, tuple(ways), tuple(missed))
+
+
+def _instead(cost: str, near: Sequence[Way]) -> str:
+    """The budget that the knob that missed by least would meet."""
+    if not near:
+        return "another budget, "
+    nearest_way = min(near, key=lambda way: abs(way.miss))
+    return f"--{cost.replace('_', '-')} {nearest_way.cost}, which {nearest_way.name} meets, "
 
 
 def space_of(space: Space, found: EqualBudget, name: str, repeats: int) -> Space:
@@ -137,24 +150,36 @@ class _Looked:
 
 def _questions(
     space: Space, base: Params, knobs: Sequence[str], look: _Looked
-) -> Iterator[tuple[str, Iterable[Params]]]:
-    """Each way by its name, with the networks among which its nearest to the budget is."""
+) -> Iterator[tuple[str, Iterable[Params] | str]]:
+    """Each way by its name, with the networks among which its nearest to the budget is, or why there is none."""
     for knob in knobs:
-        if knob == TOGETHER:
+        needed = list(COMPOUND) if knob == TOGETHER else [knob]
+        absent = next((name for name in needed if name not in base), None)
+        if absent is not None:
+            asks = " ".join(f"{other}={_or(values)}" for other, values in conditions(space.parameters[absent]))
+            what = "it" if absent == knob else absent
+            yield knob, f"{what} exists only with {asks}, and the network that knobs lower has none"
+        elif knob == TOGETHER:
             yield knob, _together(base, look)
-        elif knob in ("width", "depth", "resolution"):
+        elif knob in COMPOUND:
             yield knob, _lowered(space, base, knob, look)
         else:
             for value in space.values(knob):
                 if value != base[knob]:
-                    changed = _changed(space, base, knob, value)
-                    yield f"{knob}={value}", _lowered(space, changed, "width", look)
+                    changed = _base(space, {**base, knob: value} if knob != "family" else {knob: value})
+                    way = f"{knob}={value}"
+                    if "width" in changed:
+                        yield way, _of_widths(changed, float(changed["width"]), look)
+                    else:
+                        yield way, "it has no width by which to meet the budget"
+
+
+def _or(values: Sequence[Value]) -> str:
+    return " or ".join(map(str, values))
 
 
 def _lowered(space: Space, base: Params, knob: str, look: _Looked) -> list[Params]:
     """The networks with one knob below its largest value that matter: all, or those of width around the crossing."""
-    if knob not in base:
-        return []
     if knob == "width":
         return _of_widths(base, float(base[knob]), look)
     if knob == "resolution":
@@ -204,33 +229,25 @@ def _steps(most: float) -> list[Value]:
     return [round(most * (i + 1) / count, DIGITS) for i in range(count)]
 
 
-def _base(space: Space) -> Params:
+def _base(space: Space, pinned: Mapping[str, Value] | None = None) -> Params:
+    """Width, depth and resolution at their largest, every other parameter that exists at its first value, or pinned."""
     chosen: Params = {}
     for name, parameter in space.parameters.items():
-        if not space.active(parameter, chosen):
-            continue
-        grid = parameter.grid()
-        numbers = [v for v in grid or [] if isinstance(v, int | float) and not isinstance(v, bool)]
-        if name in COMPOUND and isinstance(parameter, Range):
-            chosen[name] = parameter.max
-        elif name == "depth" and grid and "full" in grid:
-            chosen[name] = "full"
-        elif name in COMPOUND and numbers:
-            chosen[name] = max(numbers)
-        else:
-            chosen[name] = grid[0] if grid else parameter.min if isinstance(parameter, Range) else ""
+        if space.active(parameter, chosen):
+            chosen[name] = pinned[name] if pinned and name in pinned else _first(name, parameter)
     return chosen
 
 
-def _changed(space: Space, base: Params, knob: str, value: Value) -> Params:
-    """The base with another value of one parameter, and with the parameters that exist under it at their first."""
-    chosen: Params = {}
-    for name, parameter in space.parameters.items():
-        if name == knob:
-            chosen[name] = value
-        elif space.active(parameter, chosen):
-            chosen[name] = base[name] if name in base else space.values(name)[0]
-    return chosen
+def _first(name: str, parameter: Parameter) -> Value:
+    grid = parameter.grid()
+    if name in COMPOUND and isinstance(parameter, Range):
+        return parameter.max
+    if name == "depth" and grid and "full" in grid:
+        return "full"
+    numbers = [v for v in grid or [] if isinstance(v, int | float) and not isinstance(v, bool)]
+    if name in COMPOUND and numbers:
+        return max(numbers)
+    return grid[0] if grid else parameter.min if isinstance(parameter, Range) else ""
 
 
 def _check(space: Space, cost: str, budget: float, tolerance: float, knobs: Sequence[str]) -> None:
@@ -254,13 +271,20 @@ def _check(space: Space, cost: str, budget: float, tolerance: float, knobs: Sequ
             raise MnetError(
                 f"--knobs compound: it lowers width, depth and resolution, and the space has no {lacking[0]}"
             )
-        if knob not in known or is_setting(knob):
+        if is_setting(knob):
+            raise MnetError(f"--knobs {knob}: it changes how a network is trained and not what it costs; leave it out")
+        if knob not in known:
             raise MnetError(
                 f"--knobs {knob}: no parameter of the space{nearest(knob, known)} (it has: {', '.join(known)})"
             )
+        words = [v for v in space.parameters[knob].grid() or [] if isinstance(v, str)] if knob in COMPOUND else []
+        if knob != "depth" and words:
+            raise MnetError(f"--knobs {knob}: it may be {words[0]!r}, which is no number that can be lowered")
     others = [knob for knob in knobs if knob not in (*COMPOUND, TOGETHER)]
     if others and "width" not in space.parameters:
         raise MnetError(f"--knobs {others[0]}: the width meets the budget there, and the space has no parameter width")
+    for knob in others:
+        space.values(knob)  # raises where it is continuous
 
 
 def _words(params: Mapping[str, Value], base: Mapping[str, Value]) -> str:

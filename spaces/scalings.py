@@ -7,13 +7,15 @@ double the mult-adds with each step of the coefficient).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from mnet_search.models.tables import nearest
-from mnet_search.spaces.schema import Parameter, SpaceFile, Value
+from mnet_search.spaces.schema import Parameter, Range, SpaceFile, Value
 from mnet_search.spaces.yamlfile import Source
 
 SCALING = ("scaling", "coefficient")  # the parameters that choose the factors, and their power
+MOST = 1e3  # by which anything is multiplied or divided
 WHOLE = ("resolution",)  # rounded to the nearest whole number
 
 
@@ -56,6 +58,15 @@ def _check_scaled(file: SpaceFile, source: Source, scaling: str, name: str) -> N
         raise source.error(path, f"no parameter {name!r} to scale; give it a value in parameters")
     if parameter.when or not _numbers(parameter):
         raise source.error(path, f"{name} is not always a number, so it has no multiple; give it numbers alone")
+    factor = file.scalings[scaling][name]
+    for power in _ends(file.parameters["coefficient"]):
+        if abs(power * math.log(factor)) > math.log(MOST):
+            raise source.error(path, f"{factor:g} to the power of {power:g} is no size of a network; lower one of them")
+
+
+def _ends(parameter: Parameter) -> list[float]:
+    values = parameter.grid() if not isinstance(parameter, Range) else [parameter.min, parameter.max]
+    return [float(value) for value in values or []]
 
 
 def _numbers(parameter: Parameter) -> bool:

@@ -58,6 +58,9 @@ def _function(value: str) -> str:
     return value
 
 
+Factor = Annotated[float, BeforeValidator(_number), Field(gt=0, le=100)]
+
+
 class Choice(Strict):
     """One of a list of values."""
 
@@ -276,13 +279,13 @@ class SpaceFile(Strict):
             WithJsonSchema({"description": "a list, a single value, {values, when} or {min, max, step|log, when}"}),
         ],
     ] = Field(description="options of the family and the values to search; stages.N.OPTION reaches one stage")
-    scalings: dict[str, dict[str, Annotated[float, BeforeValidator(_number), Field(gt=0, le=100)]]] = Field(
+    scalings: dict[str, Annotated[dict[str, Factor], Field(min_length=1)]] = Field(
         default={},
         description="names for factors of parameters, to be used as values of the parameter `scaling`; taken to "
         "the power of the parameter `coefficient`: {compound: {depth: 1.2, width: 1.1}}",
     )
-    networks: list[dict[str, OneValue]] = Field(
-        default=[],
+    networks: Annotated[list[dict[str, OneValue]], Field(min_length=1)] | None = Field(
+        default=None,
         description="only these networks: for each the values of the parameters that have more than one",
     )
     evaluate: Annotated[str, AfterValidator(_function)] | None = Field(

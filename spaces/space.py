@@ -149,7 +149,7 @@ class Space:
         and every assignment is one of the space's. Raises SpaceError at an entry that is none.
         """
         found: dict[tuple[tuple[str, Value], ...], Params] = {}
-        for index, given in enumerate(self.file.networks):
+        for index, given in enumerate(self.file.networks or []):
             try:
                 params = complete(self.parameters, given)
             except ValueError as error:

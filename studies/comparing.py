@@ -2,20 +2,23 @@
 errors of all their networks are distributed.
 
 Everything measured is known up to its noise (`noise.py`), so each answer is also given for draws of what the means
-might be.
+might be. The draws are about the means as measured, and the best of many networks is partly the luckiest: shares of
+draws say how far noise may turn a comparison, not how likely the truth is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import nearest
+from mnet_search.spaces.identity import difference
 from mnet_search.studies.noise import Noise, noise_of
 from mnet_search.studies.pareto import EXACT, Array, hypervolume, non_dominated, reference_point
 
@@ -23,6 +26,7 @@ LEVEL = 0.95
 DRAWS = 1000
 BUDGETS = 5  # that are looked at where none are given
 MOST_OBJECTIVES = 4  # of a hypervolume
+UNEQUAL = 2  # times as many networks, from which on it is said
 NORMAL_SD = (0.1587, 0.8413)  # one sd each way: few runs make heavy tails, whose own sd says nothing
 QUANTILES = (0.0, 0.1, 0.5, 0.9)
 # What is said of a study whose noise is not that between runs.
@@ -44,13 +48,15 @@ class StudyFrame:
     objectives: Mapping[str, str]
     validation_images: int | None = None
     data_digest: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
     guided: bool = False
+    limited: bool = False  # to the networks within limits
 
 
 @dataclass(frozen=True)
 class Volume:
     """What a study has of the hypervolume of all together (0 to 1), with its interval, and the share of draws in which
-    it has the most.
+    it has the most (`best`).
     """
 
     study: str
@@ -123,15 +129,15 @@ def compare(
         raise MnetError("name two studies or more to compare; `mnet-search show STUDY` shows one")
     objectives = _common(studies)
     cost = _cost(studies, objectives, cost)
-    if not any(budget > 0 for budget in (1.0, *budgets)) or any(budget <= 0 for budget in budgets):
+    if any(budget <= 0 for budget in budgets):
         raise MnetError(f"--at {', '.join(f'{b:g}' for b in budgets)}: budgets are numbers above 0, such as 1M,5M")
     by = {name: "maximize" if name == "accuracy" else "minimize" for name in ("accuracy", cost)}
     drawn = [_Drawn(study, objectives | by, n_draws, seed + place) for place, study in enumerate(studies)]
-    for one in drawn:
+    for one, limited in zip(drawn, (study.limited for study in studies), strict=True):
         if not len(one.values):
             raise MnetError(
-                f"study {one.name!r} has no finished network with {', '.join(objectives | by)}; let it run on, or "
-                "leave it out"
+                f"study {one.name!r} has no finished network with {', '.join(objectives | by)}"
+                + (" within --max" if limited else "; let it run on, or leave it out")
             )
     return Comparison(
         objectives=objectives,
@@ -139,7 +145,8 @@ def compare(
         volumes=_volumes(drawn, objectives),
         budgets=tuple(_at(drawn, cost, budget) for budget in sorted(budgets) or _budgets(drawn, cost)),
         errors=tuple(_errors(study, one, seed) for study, one in zip(studies, drawn, strict=True)),
-        notes=tuple(_notes(studies)) + tuple(one.doubt for one in drawn if one.doubt),
+        notes=tuple(_notes(studies, objectives, [len(one.values) for one in drawn]))
+        + tuple(one.doubt for one in drawn if one.doubt),
     )
 
 
@@ -270,7 +277,8 @@ def _common(studies: Sequence[StudyFrame]) -> dict[str, str]:
         )
     if len(common) < 2:
         common |= {"mult_adds": "minimize"}
-    return dict(list(common.items())[:MOST_OBJECTIVES])
+    kept = [name for name in common if name != "accuracy"][: MOST_OBJECTIVES - 1]
+    return {"accuracy": "maximize"} | {name: common[name] for name in kept}
 
 
 def _counted(name: str, study: StudyFrame) -> bool:
@@ -290,16 +298,30 @@ def _cost(studies: Sequence[StudyFrame], objectives: Mapping[str, str], asked: s
     return asked
 
 
-def _notes(studies: Sequence[StudyFrame]) -> list[str]:
+def _notes(studies: Sequence[StudyFrame], objectives: Mapping[str, str], counts: Sequence[int]) -> list[str]:
     notes = []
     digests = {study.data_digest for study in studies}
     if len(digests) > 1:
         notes.append(
             "the studies were trained or validated on different images, so their accuracies differ for that too"
         )
-    names = {tuple(study.objectives) for study in studies}
-    if len(names) > 1:
-        notes.append("the studies have different objectives; they are compared by those that all of them know")
+    first = studies[0]
+    for study in studies[1:]:
+        changes = difference(dict(first.training), dict(study.training))
+        if changes:
+            notes.append(f"{study.name} was trained otherwise than {first.name} ({'; '.join(changes[:3])})")
+    left_out = {name for study in studies for name in study.objectives} - set(objectives)
+    if left_out:
+        notes.append(
+            f"compared by {', '.join(objectives)} alone; {', '.join(sorted(left_out))} is not known of every study, or "
+            f"one too many for a hypervolume of {MOST_OBJECTIVES}"
+        )
+    if max(counts) >= UNEQUAL * min(counts):
+        many, few = studies[int(np.argmax(counts))], studies[int(np.argmin(counts))]
+        notes.append(
+            f"{many.name} has {max(counts)} networks and {few.name} {min(counts)}: the best of more is luckier, which "
+            "the draws do not know"
+        )
     for study in studies:
         if study.guided:
             notes.append(

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,18 +33,29 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class SourceTable:
-    """What was read. `origin` is kept with each trial; `n_left_out` counts trials that did not finish."""
+    """What was read. `origin` is kept with each trial; `n_left_out` counts trials that did not finish; `directions`
+    says of a column whether the source maximizes or minimizes it, where it does.
+    """
 
     name: str
     columns: tuple[str, ...]
     rows: tuple[SourceRow, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
     n_left_out: int = 0
+    directions: Mapping[str, str] = field(default_factory=dict)
+
+
+_PLACE = re.compile(r" (?:row|trial) \d+$")
+
+
+def source_of(label: str) -> str:
+    """The name of the table that a row's label is of: "results.csv" of "results.csv row 3"."""
+    return _PLACE.sub("", label)
 
 
 def read_csv(path: Path) -> SourceTable:
-    """A CSV file with a header, comma between cells, UTF-8; rows are counted from 1 below the header, and blank lines
-    are none. Raises MnetError.
+    """A CSV file with a header, comma between cells, UTF-8; rows are counted from 1 below the header, and lines without
+    anything in their cells are none. Raises MnetError.
     """
     try:
         content = path.read_bytes()
@@ -51,7 +63,7 @@ def read_csv(path: Path) -> SourceTable:
         raise MnetError(f"{path}: cannot be read ({os.strerror(error.errno or 0)}); name a CSV file") from None
     try:
         lines = io.StringIO(content.decode("utf-8-sig"), newline="")
-        found = [cells for cells in csv.reader(lines, strict=True) if cells]
+        found = [cells for cells in csv.reader(lines, strict=True) if any(map(str.strip, cells))]
     except UnicodeDecodeError as error:
         raise MnetError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
     except csv.Error as error:
@@ -62,6 +74,8 @@ def read_csv(path: Path) -> SourceTable:
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
         raise MnetError(f"{path}: the column {twice!r} stands twice in its header; give each a name of its own")
+    if len(found) == 1:
+        raise MnetError(f"{path}: has a header and no rows below it, so that there is nothing to import")
     rows = []
     for number, cells in enumerate(found[1:], 1):
         if len(cells) != len(columns):
@@ -118,6 +132,9 @@ def _finished(storage: Any, study: str, where: str) -> SourceTable:
         listed = ", ".join(names) or "none"
         raise MnetError(f"--from-study {study}: no such study in {where}{nearest(study, names)} (it has: {listed})")
     objectives = storage.get_study_system_attrs(names[study]).get("study:metric_names", [])
+    ways = [way.name.lower() for way in storage.get_study_directions(names[study])]
+    directions = {f"values.{index}": way for index, way in enumerate(ways)}
+    directions |= {f"values.{name}": way for name, way in zip(objectives, ways, strict=False)}
     trials = storage.get_all_trials(names[study], deepcopy=False)
     done = [trial for trial in trials if trial.state.name == "COMPLETE"]
     rows = []
@@ -128,4 +145,4 @@ def _finished(storage: Any, study: str, where: str) -> SourceTable:
         cells |= {f"user_attrs.{name}": value for name, value in trial.user_attrs.items()}
         rows.append(SourceRow(f"trial {trial.number}", f"study {study} trial {trial.number}", cells))
     columns = tuple(dict.fromkeys(name for row in rows for name in row.cells))
-    return SourceTable(f"study {study}", columns, tuple(rows), {"study": study}, len(trials) - len(done))
+    return SourceTable(f"study {study}", columns, tuple(rows), {"study": study}, len(trials) - len(done), directions)

@@ -23,6 +23,8 @@ from mnet_search.studies.import_sources import Cell, SourceRow, SourceTable
 
 STATED_COSTS = ("params", "mult_adds", "activations")
 SAME_COST = 0.005  # relative difference up to which a printed cost is taken for the exact one, rounded
+DIRECTIONS = {name: "maximize" if name == "accuracy" else "minimize" for name in METRICS}
+OPPOSITE = {"maximize": "minimize", "minimize": "maximize"}
 MOST_SEED = 2**31 - 1
 
 
@@ -90,8 +92,8 @@ def parse_mapping(items: Sequence[str]) -> dict[str, str]:
 
 
 def resolve(space: Space, table: SourceTable, asked: Mapping[str, str]) -> dict[str, Mapped]:
-    """Where each parameter and figure comes from: as asked, else for a parameter a column of its name, or its single
-    value. Raises MnetError naming what is missing and what there is.
+    """Where each parameter and figure comes from: as asked, else a column of its name, or the single value of a
+    parameter. Raises MnetError naming what is missing and what there is.
     """
     figures = figures_of(space)
     known = [*space.parameters, *figures, "seed", "epochs", *(c for c in STATED_COSTS if c not in space.parameters)]
@@ -100,6 +102,7 @@ def resolve(space: Space, table: SourceTable, asked: Mapping[str, str]) -> dict[
         if name not in known:
             raise MnetError(f"--map {name}={what}: nothing is called {name!r}{nearest(name, known)}{_has(known)}")
         found[name] = _mapped(name, what, table, figures)
+        _check_direction(space, table, name, found[name])
     for name, parameter in space.parameters.items():
         if name in found:
             continue
@@ -111,6 +114,7 @@ def resolve(space: Space, table: SourceTable, asked: Mapping[str, str]) -> dict[
             found[name] = Constant(values[0])
         elif not parameter.when:
             raise MnetError(f"parameter {_unmapped(name, table)}")
+    found |= {name: Column(name) for name in figures if name not in found and name in table.columns}
     for name in space.file.objectives:
         if name not in found and name not in COST_NAMES:
             raise MnetError(f"objective {_unmapped(name, table)}")
@@ -134,6 +138,18 @@ def _mapped(name: str, what: str, table: SourceTable, figures: Sequence[str]) ->
     if name not in figures or name.startswith("latency"):
         raise MnetError(f"--map {name}={what}: {name} is not given in percent; leave the % out")
     return Column(column, percent=True)
+
+
+def _check_direction(space: Space, table: SourceTable, name: str, mapped: Mapped) -> None:
+    """What a study minimizes is no accuracy, whatever it is called there."""
+    theirs = table.directions.get(mapped.name) if isinstance(mapped, Column) else None
+    ours = {**DIRECTIONS, **space.file.objectives}.get(name)
+    if theirs in OPPOSITE and OPPOSITE[theirs] == ours:
+        assert isinstance(mapped, Column)
+        raise MnetError(
+            f"--map {name}={mapped.name}: {table.name} {theirs}s {mapped.name}, and {name} is to be {ours}d; map "
+            "another column, or give it from a CSV file, converted"
+        )
 
 
 def _unmapped(name: str, table: SourceTable) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PARAMETER = "param."
+SAME_WAY = 1e-8  # of the largest singular value: sizes that vary together and cannot be told apart
+SAME_ERROR = 1e-9  # in ln(error): rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,11 @@ class Observations:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def n_values(self, name: str) -> int:
+        """How many different values a variable has; 0 where some network has no such thing."""
+        values = self.variables.get(name)
+        return 0 if values is None or not np.isfinite(values).all() else len(np.unique(values))
 
     def noise_of_a_run(self, error: Array) -> Array:
         """The sd of ln(error) of one run of a network with this error."""
@@ -142,6 +149,30 @@ def study_observations(
         images=images,
         notes=tuple(_missing(chosen, len(rows))),
     )
+
+
+def check_errors(observations: Observations) -> None:
+    """Raises MnetError where all errors are one; an error of 0 counts as half an image, so that those of perfect
+    networks are one too.
+    """
+    if len(observations) > 1 and float(np.ptp(observations.log_error)) < SAME_ERROR:
+        raise MnetError(
+            f"the errors do not vary: all {len(observations)} finished networks have the accuracy "
+            f"{observations.accuracy.mean():.2%}, and there is nothing to fit; train networks further apart in size, "
+            "or on data that tell them apart"
+        )
+
+
+def tell_apart(form: str, variables: tuple[str, ...], logs: Array) -> None:
+    """Raises MnetError where the logarithms (n, k) of sizes depend on each other."""
+    if len(variables) < 2:
+        return
+    singular = np.linalg.svd(logs - logs.mean(0), compute_uv=False)
+    if singular[-1] <= SAME_WAY * singular[0]:
+        raise MnetError(
+            f"fit {form}: {' and '.join(variables)} vary together in these networks, so that their effects cannot be "
+            "told apart; train networks in which one changes alone"
+        )
 
 
 def matches(value: Any, wanted: Any) -> bool:

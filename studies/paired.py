@@ -17,6 +17,7 @@ import pandas as pd
 from mnet_search.models.arch import MnetError
 
 LEVEL = 0.95
+SAME = 1e-12  # rounding of equal gaps
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Runs:
 class Difference:
     """How much larger the values of `first` are than those of `second`, over the seeds that both have.
 
-    `low` and `high` bound the mean difference with `LEVEL` (Student's t over the pairs); nan where there are fewer than
-    two pairs. `correlation` of the pairs says what pairing was worth: at 0 nothing.
+    `low` and `high` bound the mean difference with `LEVEL` (Student's t over the pairs); nan where nothing tells the
+    spread: fewer than two pairs, or pairs that do not differ. `correlation` of the pairs says what pairing was worth:
+    at 0 nothing.
     """
 
     first: str
@@ -74,13 +76,18 @@ def runs_of(frame: pd.DataFrame, objective: str, networks: Mapping[str, str]) ->
     return tuple(found)
 
 
-def differences(runs: Sequence[Runs]) -> tuple[Difference, ...]:
-    """Every two networks compared, the first of each pair being the one with the larger mean; largest gaps first."""
-    found = [_difference(one, other) for one, other in itertools.combinations(runs, 2)]
+def differences(runs: Sequence[Runs], images: int | None = None) -> tuple[Difference, ...]:
+    """Every two networks compared, the first of each pair being the one with the larger mean; largest gaps first.
+
+    Accuracies of `images` images are known to 1/images and no better, so the spread of the pairs is taken as at least
+    that of two such roundings: few pairs that happen to be equal are not certain.
+    """
+    least = math.sqrt(2 / 12) / images if images else 0.0
+    found = [_difference(one, other, least) for one, other in itertools.combinations(runs, 2)]
     return tuple(sorted(found, key=lambda d: (math.isnan(d.mean), -abs(d.mean) if d.n else 0.0)))
 
 
-def _difference(one: Runs, other: Runs) -> Difference:
+def _difference(one: Runs, other: Runs, least: float) -> Difference:
     from scipy.stats import t
 
     seeds = [seed for seed in one.values if seed in other.values]
@@ -90,9 +97,9 @@ def _difference(one: Runs, other: Runs) -> Difference:
     gaps = a - b
     n = len(seeds)
     mean = float(gaps.mean()) if n else math.nan
-    if n < 2:
+    sd = max(float(gaps.std(ddof=1)), least) if n > 1 else 0.0
+    if sd < SAME:
         return Difference(one.name, other.name, n, mean, math.nan, math.nan, math.nan, math.nan)
-    sd = float(gaps.std(ddof=1))
     half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)
     varies = n > 2 and a.std() > 0 and b.std() > 0
     correlation = float(np.corrcoef(a, b)[0, 1]) if varies else math.nan

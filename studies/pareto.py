@@ -121,8 +121,12 @@ def networks(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame
         new[name] = runs.mean().to_numpy()
         if name in measured:
             new[f"{name}_sd"] = runs.std(ddof=1).to_numpy()
-    numbers = finished["number"].groupby(first)
-    new |= {"n": numbers.size().to_numpy(dtype=int), "numbers": [tuple(map(int, group)) for _, group in numbers]}
+    order = np.argsort(first.to_numpy(), kind="stable")
+    starts = np.flatnonzero(np.diff(first.to_numpy()[order], prepend=-1))
+    sizes = np.diff(np.append(starts, len(order)))
+    cells = finished["number"].to_numpy()[order].tolist()
+    ends = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
+    new |= {"n": sizes, "numbers": [tuple(cells[start:end]) for start, end in ends]}
     return found.assign(**new)
 
 

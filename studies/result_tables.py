@@ -10,10 +10,13 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from mnet_search.studies.frame_files import safe_text
 from mnet_search.studies.result_rows import ResultRow, ResultTable
+
+LEAST_PLAIN, MOST_PLAIN = 1e-5, 1e9  # between them figures stand without an exponent
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def _columns(rows: Sequence[ResultRow]) -> list[_Column]:
     digits = _accuracy_digits(rows)
     found = [_Column("network", tuple(row.network + " †" * row.imported for row in rows), right=False)]
     if any(row.accuracy is not None for row in rows):
-        cells = ["–" if row.accuracy is None else f"{100 * row.accuracy:.{digits}f}" for row in rows]
+        cells = ["–" if row.accuracy is None else _percent(row.accuracy, digits) for row in rows]
         found.append(_Column("accuracy, %", tuple(cells), spreads=tuple(_error(row, digits) for row in rows)))
     found.append(_Column("n", tuple(str(row.n) for row in rows)))
     found.append(_Column("M mult-adds", tuple(three_digits(row.mult_adds / 1e6) for row in rows)))
@@ -59,11 +62,20 @@ def _columns(rows: Sequence[ResultRow]) -> list[_Column]:
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, and whole numbers from 100 on: 0.0269, 4.23, 41.0, 569, 15,470."""
+    """Three significant digits, and whole numbers from 100 on: 0.0269, 4.23, 41.0, 569, 15,470; those of another order
+    of magnitude with an exponent.
+    """
     if value == 0:
         return "0"
+    if not LEAST_PLAIN <= abs(value) < MOST_PLAIN:
+        return f"{value:.3g}"
     places = 2 - math.floor(math.log10(abs(float(f"{value:.2e}"))))
     return f"{value:,.{max(places, 0)}f}"
+
+
+def _percent(share: float, digits: int) -> str:
+    """A share in percent. A function of one's own may give what is no share: with an exponent where it is large."""
+    return f"{100 * share:.{digits}f}" if abs(share) < MOST_PLAIN else f"{Decimal(share) * 100:.3g}"
 
 
 def _accuracy_digits(rows: Sequence[ResultRow]) -> int:
@@ -75,7 +87,7 @@ def _accuracy_digits(rows: Sequence[ResultRow]) -> int:
 def _error(row: ResultRow, digits: int) -> str:
     if row.accuracy_error is None:
         return ""
-    error = f"± {100 * row.accuracy_error:.{digits}f}"
+    error = f"± {_percent(row.accuracy_error, digits)}"
     return f"({error})" if row.error_kind == "sampling" else error
 
 

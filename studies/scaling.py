@@ -19,7 +19,7 @@ from mnet_search.models.arch import MnetError
 from mnet_search.models.tables import lookup, nearest
 from mnet_search.studies.laws import FORMS, Form, relative
 from mnet_search.studies.least_squares import covariance, fit_with_spread, solve, variances
-from mnet_search.studies.observations import VARIABLES, Observations
+from mnet_search.studies.observations import VARIABLES, Observations, check_errors, tell_apart
 from mnet_search.studies.pareto import Array
 
 DRAWS = 500
@@ -27,7 +27,6 @@ LEVEL = 0.95
 LEFT_OVER = 2  # networks more than coefficients, at least
 CERTAIN = 1 - 1e-6  # a leverage above it: the network alone decides a coefficient
 NO_ERROR = -30.0  # ln(error) that stands for none
-SAME_WAY = 1e-8  # of the largest singular value: sizes that vary together and cannot be told apart
 
 
 @dataclass(frozen=True)
@@ -135,21 +134,25 @@ class Fit:
 
 @dataclass(frozen=True)
 class Refused:
-    """A form of these variables that the networks do not support, and why."""
+    """A form of these variables that the networks do not support, and why; `lacking` is how far they are from it: the
+    networks and the different values that are missing at least.
+    """
 
     form: str
     variables: tuple[str, ...]
     reason: str
+    lacking: int = 1
 
 
 def fit(observations: Observations, form: str, x: str | None = None, *, draws: int = DRAWS, seed: int = 0) -> Fit:
     """Fit one form, of the variable `x` where it has one. `paper` leaves out a depth that does not vary, unless `x`
     names it.
 
-    Raises MnetError for names that are not known, where a variable has too few different values, and where there are
-    fewer than two networks more than coefficients.
+    Raises MnetError for names that are not known, where a variable has too few different values, where there are fewer
+    than two networks more than coefficients, and where all errors are one.
     """
     law = lookup(FORMS, form, "form")
+    check_errors(observations)
     if draws < 100:
         raise MnetError(f"--draws {draws}: the ends of a 95 % interval need 100 draws or more; try {DRAWS}")
     return _fit(observations, form, _variables(observations, form, law, x), draws, seed)
@@ -164,8 +167,10 @@ def fit_all(
     seed: int = 0,
 ) -> tuple[list[Fit], list[Refused]]:
     """Every form and variable that the networks support (or those of one form, or of one variable alone), best first by
-    AICc and then by the leave-one-out error; and those that they do not, with the reason.
+    AICc and then by the leave-one-out error; and those that they do not, with the reason. Raises MnetError where all
+    errors are one.
     """
+    check_errors(observations)
     fits, refused = [], []
     for name, law in FORMS.items():
         if form not in (None, name) or (law.variables and x is not None):
@@ -178,7 +183,8 @@ def fit_all(
                 fits.append(_fit(observations, name, chosen, draws, seed))
             except MnetError as error:
                 reason = str(error).partition(": ")[2] or str(error)
-                refused.append(Refused(name, (variable,) if variable else law.variables, reason))
+                names = (variable,) if variable else law.variables
+                refused.append(Refused(name, names, reason, _lacking(observations, law, names)))
     return sorted(fits, key=lambda found: (found.aicc, found.left_out.log_error)), refused
 
 
@@ -189,6 +195,12 @@ def check_variable(name: str) -> None:
 
 
 # ---------------------------------------------------------------- what can be fitted
+
+
+def _lacking(observations: Observations, law: Form, names: Sequence[str]) -> int:
+    values = [max(law.least_values - observations.n_values(n), 0) for n in names if n not in law.optional]
+    networks = len(law.names(len(values))) + LEFT_OVER - len(observations)
+    return max(sum(values) + max(networks, 0), 1)
 
 
 def _variables(
@@ -206,7 +218,7 @@ def _variables(
         raise MnetError(
             f"fit {form}: it has {', '.join(law.variables)} and no {x}; fit {x} by another form: --form log_log --x {x}"
         )
-    varying = tuple(name for name in law.variables if _n_values(observations, name) >= law.least_values)
+    varying = tuple(name for name in law.variables if observations.n_values(name) >= law.least_values)
     if strict:
         for name in law.variables:
             if name not in varying and (name == x or name not in law.optional):
@@ -217,20 +229,15 @@ def _variables(
     return varying
 
 
-def _n_values(observations: Observations, name: str) -> int:
-    values = observations.variables.get(name)
-    return 0 if values is None or not np.isfinite(values).all() else len(np.unique(values))
-
-
 def _needs_values(observations: Observations, form: str, name: str, least: int) -> None:
-    found = _n_values(observations, name)
+    found = observations.n_values(name)
     if found >= least:
         return
     values = observations.variables.get(name)
     if values is None or not np.isfinite(values).all():
         raise MnetError(f"fit {form}: not every network has a {name}; fit another variable, or choose by --where")
     seen = ", ".join(VARIABLES[name].text(value) for value in np.unique(values))
-    others = [other for other in VARIABLES if _n_values(observations, other) >= 2]
+    others = [other for other in VARIABLES if observations.n_values(other) >= 2]
     instead = f", or fit what varies: --form log_log --x {others[0]}" if others else ""
     raise MnetError(
         f"fit {form}: {name} has {'one value' if found == 1 else f'{found} different values'}, {seen}, in the "
@@ -261,7 +268,7 @@ def _fit(observations: Observations, form: str, variables: tuple[str, ...], draw
         )
     references = tuple(VARIABLES[v].reference or float(observations.variables[v].max()) for v in variables)
     logs = _logs(observations.variables, variables, references)
-    _tell_apart(form, variables, logs)
+    tell_apart(form, variables, logs)
     y, noise = observations.log_error, observations.noise
     model, lower = law.model(logs), np.full(p, -np.inf)
     if law.offset is not None:
@@ -295,17 +302,6 @@ def _fit(observations: Observations, form: str, variables: tuple[str, ...], draw
         spread=spread,
         seed=seed,
     )
-
-
-def _tell_apart(form: str, variables: tuple[str, ...], logs: Array) -> None:
-    if len(variables) < 2:
-        return
-    singular = np.linalg.svd(logs - logs.mean(0), compute_uv=False)
-    if singular[-1] <= SAME_WAY * singular[0]:
-        raise MnetError(
-            f"fit {form}: {' and '.join(variables)} vary together in these networks, so that their effects cannot be "
-            "told apart; train networks in which one changes alone"
-        )
 
 
 def _aicc(likelihood: float, n: int, k: int) -> float:

@@ -134,6 +134,13 @@ class Trained:
                 raise MnetError(
                     f"the checkpoint of trial {self.number} is gone ({source}); --format config needs none"
                 ) from None
+            except OSError as error:
+                raise MnetError(
+                    f"the checkpoint of trial {self.number} cannot be read ({source}: {error.strerror or error}); "
+                    "--format config needs none"
+                ) from None
+            except MnetError as error:
+                raise type(error)(f"trial {self.number}: {error}; --format config needs none") from None
 
     @cached_property
     def module(self) -> nn.Module:

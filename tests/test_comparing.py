@@ -111,6 +111,29 @@ def test_a_study_has_as_much_as_itself(rows: list[tuple[float, int]]) -> None:
     assert found.errors[0].errors == tuple(np.sort([1 - accuracy for accuracy, _ in rows]))
 
 
+def test_accuracy_is_compared_wherever_it_stands() -> None:
+    objectives = dict.fromkeys(("params", "mult_adds", "activations", "validation_loss"), "minimize")
+    rows = (
+        StudyFrame(s.name, s.frame.assign(validation_loss=1.0), {**objectives, "accuracy": "maximize"}) for s in (A, B)
+    )
+    found = compare(list(rows), n_draws=100)
+    assert list(found.objectives) == ["accuracy", "params", "mult_adds", "activations"]
+    assert found.notes[0].startswith(
+        "compared by accuracy, params, mult_adds, activations alone; validation_loss is not"
+    )
+    turned = StudyFrame("b", B.frame, {"params": "minimize", "accuracy": "maximize"})
+    assert not any("compared by" in note for note in compare([A, turned], n_draws=100).notes)
+
+
+def test_other_training_and_other_numbers_of_networks_are_said() -> None:
+    many = study("many", *((0.8, params) for params in range(100, 112)), training={"epochs": 1})
+    few = study("few", (0.8, 100), training={"epochs": 3, "batch_size": 10})
+    assert compare([many, few], n_draws=100).notes[:2] == (
+        "few was trained otherwise than many (batch_size: absent -> 10; epochs: 1 -> 3)",
+        "many has 12 networks and few 1: the best of more is luckier, which the draws do not know",
+    )
+
+
 def test_what_limits_a_comparison_is_said() -> None:
     found = compare([study("a", (0.8, 1), data_digest="x", guided=True), study("b", (0.7, 2), data_digest="y")])
     assert found.notes == (
@@ -215,7 +238,7 @@ def test_the_command(studies: Path) -> None:
     again = call(studies, "compare", "thin", "wide", "--storage", "sqlite:///study.db", "--plot", "both.html")
     assert (again.returncode, again.stderr) == (
         2,
-        "mnet-search: both.html exists already; give --force to replace it, or another file with --plot\n",
+        "mnet-search: both.html: exists already; replace it with --force, or name another with --plot\n",
     )
 
 

@@ -53,7 +53,7 @@ def test_the_papers_thinner_against_shallower() -> None:
         ("depth", 1.0, "shallow"),
     ]
     assert found.ways[1].cost == 307_323_392
-    assert found.missed == ("resolution: the nearest has 291 M, -5.3% (resolution=159)",)
+    assert found.missed == ("resolution: the nearest has 290,675,200, -5.3% (resolution=159)",)
     assert (found.base_cost, found.base) == (568_740_352, {"width": 1.0, "resolution": 224, "depth": "full"})
 
 
@@ -91,15 +91,16 @@ def test_other_blocks_meet_the_budget_by_their_width() -> None:
             900e6,
             0.02,
             ["width"],
-            "--mult-adds 900 M: the network that knobs lower has 569 M (width=1.0 resolution=224 depth=full); ask for "
-            "less, or raise the largest values of the space",
+            "--mult-adds 900,000,000: the network that knobs lower has 568,740,352 (width=1.0 resolution=224 "
+            "depth=full); ask for less, or raise the largest values of the space",
         ),
         (
             300e6,
             0.005,
             ["width", "resolution"],
-            "300 M mult_adds within 0.5%: only width meets it, and a comparison needs two; resolution: the nearest has "
-            "291 M, -3.1% (resolution=159); try another budget, a wider --tolerance or more --knobs",
+            "300,000,000 mult_adds within 0.5%: only width meets it, and a comparison needs two; resolution: the "
+            "nearest has 290,675,200, -3.1% (resolution=159); try --mult-adds 290675200, which resolution meets, a "
+            "wider --tolerance or more --knobs",
         ),
         (300e6, 0.02, ["widht"], "--knobs widht: no parameter of the space; did you mean width? (it has: width,"),
         (300e6, 0.02, [], "--knobs: name one or more, such as width,depth,resolution"),
@@ -111,6 +112,34 @@ def test_budgets_that_cannot_be_met_are_said(budget: float, tolerance: float, kn
     with pytest.raises(MnetError) as error:
         solve(space(), "mult_adds", budget, tolerance, knobs)
     assert str(error.value).startswith(message)
+
+
+SEVERAL = {
+    "family": ["mobilenet_v2", "mobilenet_v1"],
+    "parameters": {
+        "resolution": [24, 32],
+        "width": {"values": [0.1, 1.0], "when": {"family": "mobilenet_v1"}},
+        "depth": {"values": ["shallow", "full"], "when": {"family": "mobilenet_v1"}},
+        "training.epochs": [1, 2],
+    },
+}
+
+
+def test_another_family_meets_the_budget_from_its_own_largest_width() -> None:
+    found = solve(space(SEVERAL, 10), "mult_adds", 5e6, 0.1, ["resolution", "family", "width", "compound"])
+    assert [(way.name, way.params.get("width")) for way in found.ways] == [
+        ("resolution", None),
+        ("family=mobilenet_v1", 0.651),
+    ]
+    assert found.missed == (
+        "width: it exists only with family=mobilenet_v1, and the network that knobs lower has none",
+        "compound: depth exists only with family=mobilenet_v1, and the network that knobs lower has none",
+    )
+
+
+def test_a_setting_is_no_knob() -> None:
+    with pytest.raises(MnetError, match=r"--knobs training.epochs: it changes how a network is trained and not what"):
+        solve(space(SEVERAL, 10), "mult_adds", 5e6, 0.1, ["family", "training.epochs"])
 
 
 def test_a_knob_that_the_space_does_not_have() -> None:
@@ -135,10 +164,21 @@ def test_the_interval_is_of_the_pairs() -> None:
     assert sentences((gap,))[0] == "one over other: +1.13 points, 95% interval +0.85 to +1.42, 3 pairs"
 
 
+def test_equal_gaps_are_not_certain() -> None:
+    """An accuracy of 100 images is known to a hundredth, however alike two pairs are."""
+    one, other = Runs("one", {0: 0.90, 1: 0.92}), Runs("other", {0: 0.89, 1: 0.91})
+    (gap,) = differences([one, other], images=100)
+    assert (gap.mean, gap.clear) == (pytest.approx(0.01), False)
+    assert gap.high - gap.low == pytest.approx(2 * 12.706 * math.sqrt(2 / 12) / 100 / math.sqrt(2), rel=1e-3)
+    (unknown,) = differences([one, other])
+    assert math.isnan(unknown.low) and not unknown.clear
+    assert sentences((unknown,))[0].endswith("(2 pairs that do not differ tell no spread; give more --seeds)")
+
+
 def test_one_pair_has_no_interval() -> None:
     (gap,) = differences([Runs("a", {0: 0.5}), Runs("b", {0: 0.6})])
     assert (gap.first, gap.n, gap.clear) == ("b", 1, False) and math.isnan(gap.low)
-    assert sentences((gap,)) == ["b over a: +10.00 points (one pair: nothing tells its spread; give --seeds 2 or more)"]
+    assert sentences((gap,)) == ["b over a: +10.00 points (one pair tells no spread; give more --seeds)"]
 
 
 @settings(max_examples=20, deadline=None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,11 @@ REFUSED = {
         "torch_export",
         "the checkpoint of trial 0 is gone (/nowhere/last.pt); --format config needs none",
     ),
+    "not a file": (
+        [(TRIAL.format("checkpoint = '/'"), ())],
+        "weights",
+        "the checkpoint of trial 0 cannot be read (/: Is a directory); --format config needs none",
+    ),
     "no data": (
         [with_data(name="npz", path="/nowhere/a.npz")],
         "config,onnx",
@@ -106,6 +112,39 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
     assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done.stderr
     assert text in done.stderr
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "text"),
+    [
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-9]),
+            "trial 1: checkpoint {} is damaged: the SHA-256 of",
+        ),
+        (
+            lambda path: path.with_name(path.name + ".json").unlink(),
+            "trial 1: checkpoint {} cannot be verified, for",
+        ),
+        (lambda path: path.unlink(), "the checkpoint of trial 1 is gone ({}); --format config needs none"),
+    ],
+)
+def test_a_front_says_which_trial_cannot_be_exported(
+    study: Path, tmp_path: Path, harm: Callable[[Path], object], text: str
+) -> None:
+    """Trial 1 of two, whose checkpoint is a copy that harm comes to."""
+    own = Path(load(study).loc[1, "checkpoint"])
+    copy = tmp_path / "run"
+    shutil.copytree(study / own.parent, copy)
+    altered(study, tmp_path, ("UPDATE mnet_trials SET checkpoint = ? WHERE number = 1", (str(copy / own.name),)))
+    harm(copy / own.name)
+    done = call(study, "export", "tiny", "--front", "--format", "weights", "-o", tmp_path / "o", *_at(tmp_path))
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done.stderr
+    assert text.format(copy / own.name) in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def _at(folder: Path) -> tuple[str, str]:
+    return "--storage", f"sqlite:///{folder / 'study.db'}"
 
 
 def test_a_card_and_a_torch_program_need_no_images(study: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,8 @@ def folder(tmp_path_factory):
         write(store, "empty", space, [(largest, 0, "running")])
         one_width = space_of(width=0.5)
         write(store, "fixed", one_width, [(c, 0, accuracy_of(c)) for c in one_width.codes()])
+        write(store, "flat", one_width, [(c, 0, 0.9) for c in one_width.codes()])
+        write(store, "perfect", one_width, [(c, 0, 1.0) for c in one_width.codes()])
     return path
 
 
@@ -123,6 +126,66 @@ def test_on_screen_data_go_to_stdout_and_doubts_to_stderr(folder):
     assert "laws fitted to" not in one.stdout
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """A terminal of 80 columns."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def words(text):
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+
+
+def test_a_narrow_terminal_has_a_block_a_law_and_nothing_is_lost(folder, narrow):
+    done = call(folder, "fit", "law")
+    assert done.returncode == 0, done.stderr
+    laws, _, _ = done.stdout.partition("\nBest:")
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", laws).splitlines())) <= 80
+    found = fit_json(folder, "law")["fits"]
+    assert len(found) > 10
+    for fit in found:
+        intervals = ", ".join(f"{c['name']} {c['low']:.3g} to {c['high']:.3g}" for c in fit["coefficients"])
+        left = fit["left_out"]
+        text = (
+            f"{fit['equation']} 95 %: {intervals} left out {left['log_error']:.3f} in ln(error), {left['points']:.2f} "
+            f"points, R2 {fit['r2']:.3f}, AICc +{fit['aicc'] - found[0]['aicc']:.1f}, n 18"
+        )
+        text += f", warnings {len(fit['warnings'])}" if fit["warnings"] else ""
+        assert text in words(laws)
+    assert "Study law: laws fitted to 18 networks, the likeliest first (AICc)" in words(laws)
+    starts = [line for line in laws.splitlines() if not line.startswith((" ", "\x1b", "Study"))]
+    assert [line.split(" = ")[0] for line in starts] == [fit["equation"].split(" = ")[0] for fit in found]
+
+
+def test_a_narrow_terminal_loses_no_residual_and_no_prediction(folder, narrow, monkeypatch):
+    asked = ("--form", "paper", "--predict", "width=2 resolution=32 depth=full")
+    wide = fit_json(folder, "law", *asked)
+    for columns in ("80", "50"):
+        monkeypatch.setenv("COLUMNS", columns)
+        text = words(call(folder, "fit", "law", *asked).stdout)
+        assert "…" not in text
+        for row in wide["fits"][0]["residuals"]:
+            assert row["network"] in text
+            assert f"{row['ln_error']:+.4f}" in text
+            assert f"{100 * (row['accuracy'] - row['fitted']):+.2f}" in text
+        (one,) = wide["predictions"]
+        for low, high in (("mean_low", "mean_high"), ("run_low", "run_high")):
+            assert f"{100 * one[low]:.2f} to {100 * one[high]:.2f}" in text
+        assert "width=2 resolution=32 depth=full" in text
+        assert "(width 2 is outside the trained range (0.25 to 0.75): an extrapolation)" in text
+
+
+def test_in_a_pipe_no_law_is_cut(folder):
+    laws = call(folder, "fit", "law").stdout.partition("\nBest:")[0]
+    for fit in fit_json(folder, "law")["fits"]:
+        (line,) = (line for line in laws.splitlines() if line.startswith(f"{fit['equation']} "))
+        assert all(f"{c['name']} {c['low']:.3g} to {c['high']:.3g}" in line for c in fit["coefficients"])
+        assert f" {fit['r2']:.3f} " in line
+
+
 def test_where_chooses_networks(folder):
     found = fit_json(folder, "law", "--form", "paper", "--where", "depth=full")["fits"]
     assert [(f["variables"], f["n"]) for f in found] == [(["width", "resolution"], 9)]
@@ -165,7 +228,7 @@ def test_suggestions_are_a_plan_that_run_reads(folder, tmp_path):
     assert values["networks"][0] == {"width": 1.0, "resolution": 20, "depth": "full"}
     again = call(folder, "fit", "law", "--form", "paper", "--suggest", 1, "-o", plan)
     assert again.returncode == 2
-    assert "exists already; give --force to replace it" in again.stderr
+    assert "next.yaml: exists already; replace it with --force, or name another with -o" in again.stderr
     assert call(folder, "fit", "law", "--form", "paper", "--suggest", 1, "-o", plan, "--force").returncode == 0
     assert plan.read_text().count("width") == 1
     found = fit_json(folder, "law", "--suggest", 3)["suggestion"]
@@ -201,7 +264,14 @@ def test_what_did_not_finish_makes_a_selected_sample(folder):
             ["few", "--form", "power", "--x", "width"],
             "fit power: width has one value, 0.25, in the 2 finished networks",
         ),
-        (["few"], "no form can be fitted to the 2 finished networks: "),
+        (
+            ["few"],
+            "no law can be fitted to the 2 finished networks; log_log of depth comes nearest: 2 finished networks and "
+            "2 coefficients; at least 2 more are needed, since a fit to fewer than 4 says nothing of its error; "
+            "train more; 15 other laws are refused too\n",
+        ),
+        (["flat"], "the errors do not vary: all 6 finished networks have the accuracy 90.00%, and there is nothing"),
+        (["perfect", "--form", "paper"], "the errors do not vary: all 6 finished networks have the accuracy 100.00%"),
         (["few", "--form", "log_log", "--x", "params"], "at least 2 more are needed"),
         (
             ["fixed", "--form", "paper"],
@@ -225,7 +295,12 @@ def test_what_did_not_finish_makes_a_selected_sample(folder):
         (["law", "--predict", "width"], "--predict width: write PARAMETER=VALUE"),
         (["law", "--suggest", "0"], "--suggest 0: ask for 1 network or more"),
         (["law", "-o", "x.yaml"], "-o x.yaml: it takes suggestions; say how many by --suggest N"),
-        (["law", "--plot", "none/x.html"], "no folder 'none' to write x.html to: make it, or give another path"),
+        (
+            ["law", "--plot", "none/x.html"],
+            "none/x.html: there is no folder 'none'; make it, or name another with --plot",
+        ),
+        (["law", "--plot", "x.png"], "--plot x.png: its ending says the form, and is .png; write .html"),
+        (["law", "--suggest", "1", "-o", "x.html", "--plot", "./x.html"], "-o and --plot are one file, x.html; give"),
         (["lwa"], "no study 'lwa' in"),
     ],
 )

@@ -153,7 +153,7 @@ def test_curves_are_a_row_an_epoch(folder: Path) -> None:
         ("trials.xlsx", "-o trials.xlsx: its ending says the form, and is .xlsx; write .csv or .parquet"),
         ("trials", "-o trials: its ending says the form, and is none; write .csv or .parquet"),
         ("study.csv", "study.csv: exists already; replace it with --force, or name another with -o"),
-        ("file/x.csv", "file/x.csv: cannot be written (File exists); name another with -o"),
+        ("file/x.csv", "file/x.csv: there is no folder 'file'; make it, or name another with -o"),
     ],
 )
 def test_bad_outputs(folder: Path, output: str, text: str) -> None:

@@ -245,14 +245,21 @@ def test_mapped_seeds_are_kept_and_known_ones_left_out(folder: Path) -> None:
             enter(writer, space, place(store, "ours", space, found).new, found.origin, distribution)
         assert load(store, "ours")["seed"].tolist() == [5, 6]
         other = plan_of(
-            folder, "width,resolution,block,acc,s\n\n0.1,20,separable,0.7,4\n0.1,20,separable,0.7,6\n", *SEEDED
+            folder, "width,resolution,block,acc,s\n\n0.1,20,separable,0.7,4\n0.1,20,separable,0.8,6\n", *SEEDED
         )
         placed = place(store, "ours", space, other)
-        assert ([p.seed for p in placed.new], placed.n_same, placed.n_again) == ([4], 0, 1), "rows by number, not line"
+        assert ([p.seed for p in placed.new], placed.n_same, placed.n_again) == ([4], 0, 1)
+        other = plan_of(folder, "width,resolution,block,acc,s\n0.1,20,separable,0.9,6\n", *SEEDED)
+        placed = place(store, "ours", space, other)
+        assert (placed.new, placed.n_same, placed.n_again) == ((), 0, 0)
+        assert placed.changed == (
+            "rows.csv row 1 was imported before, as trial 1, with other figures: accuracy 0.9 (0.8 before); it is left "
+            "out and the trial stays as it is; if it is another run, give it in a file of another name",
+        ), "its place is that of its seed"
         (folder / "rows.csv").rename(folder / "other.csv")
         other = plan(space, read_csv(folder / "other.csv"), parse_mapping(SEEDED))
         placed = place(store, "ours", space, other)
-        assert ([p.seed for p in placed.new], placed.n_same, placed.n_again) == ([4], 1, 0)
+        assert (placed.new, placed.n_same, placed.n_again) == ((), 1, 0)
 
 
 SEEDED = ("accuracy=acc", "seed=s")

@@ -130,6 +130,7 @@ def test_unmapped_parameters_are_named_with_the_columns(tmp_path: Path) -> None:
     ("content", "text"),
     [
         (b"", "rows.csv: is empty; a CSV file begins with the names of its columns"),
+        (b"a,b\n , \n\n", "rows.csv: has a header and no rows below it, so that there is nothing to import"),
         (b"a,b,a\n", "rows.csv: the column 'a' stands twice in its header"),
         (b"a,\xff\n", "rows.csv: is not UTF-8 text (byte 2); save it as CSV in UTF-8"),
         (None, "rows.csv: cannot be read (No such file or directory); name a CSV file"),
@@ -144,7 +145,7 @@ def test_files_that_are_no_csv(tmp_path: Path, content: bytes | None, text: str)
 
 
 def test_csv_of_other_programs(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbf"a b", c\r\n"x,\ny",2\r\n\r\n 3 ,4\r\n')
+    (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbf"a b", c\r\n"x,\ny",2\r\n\r\n ,\r\n,,,\r\n 3 ,4\r\n')
     table = read_csv(tmp_path / "x.csv")
     assert table.columns == ("a b", "c")
     assert [dict(row.cells) for row in table.rows] == [{"a b": "x,\ny", "c": "2"}, {"a b": "3", "c": "4"}]
@@ -152,7 +153,7 @@ def test_csv_of_other_programs(tmp_path: Path) -> None:
 
 
 def test_a_column_called_percent_is_taken_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("width,resolution,block,acc%\n")
+    (tmp_path / "x.csv").write_text("width,resolution,block,acc%\n0.1,20,separable,70\n")
     table, space = read_csv(tmp_path / "x.csv"), space_of()
     parts = {"expand": "=2", "accuracy": "acc%"}
     assert resolve(space, table, parts)["accuracy"] == Column("acc%")
@@ -166,6 +167,7 @@ def test_a_column_called_percent_is_taken_as_it_is(tmp_path: Path) -> None:
         (("ours", "--from", "rows.csv"), "study 'ours' is new: give the space that its networks are of, with --space"),
         (("ours", "--space", "space.yaml"), "say where trials come from: --from FILE.csv, or --from-storage URL with"),
         (("ours", "--from", "x.csv", "--from-study", "y"), "say where trials come from"),
+        (("ours", "--space", "space.yaml", "--from", "head.csv"), "head.csv: has a header and no rows below it"),
         (("../x", "--from", "rows.csv"), "STUDY '../x': a name is letters"),
         (
             ("ours", "--from-storage", "sqlite:///study.db", "--from-study", "ours"),
@@ -175,6 +177,7 @@ def test_a_column_called_percent_is_taken_as_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_bad_commands_make_no_database(folder: Path, arguments: tuple[str, ...], text: str) -> None:
+    (folder / "head.csv").write_text("width,top1\n")
     (folder / "away.yaml").write_text(SPACE.replace("{name: digits}", "{name: npz, path: nowhere}"))
     done = call(folder, "import", *arguments, "--map", "accuracy=top1%")
     assert done.returncode == 2

@@ -140,6 +140,18 @@ def test_the_shipped_ways_spend_nearly_the_same_at_each_coefficient() -> None:
             {"scalings": {"wider": {"width": 0}, "both": {"width": 2}}},
             "test: scalings.wider.width: input should be greater than 0, got 0 (a whole number)",
         ),
+        (
+            {"scalings": {"wider": {}, "both": {"width": 2}}},
+            "test: scalings.wider: dictionary should have at least 1 item after validation, not 0, got {} (a mapping)",
+        ),
+        (
+            {"scalings": {"wider": {"width": 60}, "both": {"width": 2}}},
+            "test: scalings.wider.width: 60 to the power of 2 is no size of a network; lower one of them",
+        ),
+        (
+            {"networks": []},
+            "test: networks: list should have at least 1 item after validation, not 0, got [] (a list)",
+        ),
     ],
 )
 def test_scalings_that_cannot_be_are_said(changes: dict[str, Any], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,26 @@ def test_it_trains_the_networks_of_the_plan_and_the_same_again_adds_nothing(begu
     again = search(begun, TEXT, from_fit=path)
     assert (again.n_new, again.n_finished) == (0, result.n_finished)
     assert len(load(begun)) == len(frame)
+
+
+def test_repeats_and_what_was_left_running_are_of_the_plan_alone(tmp_path: Path) -> None:
+    text = TEXT.replace("scheduler: moasha, first_rung: 1", "scheduler: none")
+    search(tmp_path, text, n_trials=3)
+    with sqlite3.connect(tmp_path / "study.db") as database:  # as a kill leaves one behind
+        state = "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE state = 'COMPLETE' AND number = "
+        database.execute(f"{state}(SELECT MAX(number) FROM trials WHERE state = 'COMPLETE')")
+    before = load(tmp_path)
+    known = {(r["param.width"], r["param.resolution"]) for _, r in before.iterrows()}
+    new = [(w, r) for w in (0.1, 0.12, 0.15, 0.2) for r in (9, 12) if (w, r) not in known][:2]
+    networks = "".join(f"  - {{width: {width}, resolution: {resolution}}}\n" for width, resolution in new)
+    path = plan_file(tmp_path, f"study: tiny\nnetworks:\n{networks}")
+    for _ in range(2):
+        result = search(tmp_path, text, from_fit=path, overrides=("search.repeats=2",))
+        frame = load(tmp_path)
+        added = frame[~frame["number"].isin(before["number"])]
+        runs = sorted((r["param.width"], r["param.resolution"], r["seed"]) for _, r in added.iterrows())
+        assert runs == sorted((width, resolution, seed) for width, resolution in new for seed in (0, 1))
+        assert result.n_finished == 6
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,34 @@ def test_three_digits(value: float, text: str) -> None:
     assert three_digits(15470.26) == "15,470"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e308, "1e+308"),
+        (-1.23456e12, "-1.23e+12"),
+        (999_999_999, "999,999,999"),
+        (1e-300, "1e-300"),
+        (math.inf, "inf"),
+    ],
+)
+def test_figures_of_any_size_have_three_digits(value: float, text: str) -> None:
+    assert three_digits(value) == text
+
+
+@given(st.floats(allow_nan=False), st.sampled_from(list(STYLES)))
+def test_no_figure_makes_a_table_wide(value: float, style: str) -> None:
+    row = ResultRow("x", "d", (1, 2), value, abs(value), "sd", 1, 1, value, value, value, (("own", value),))
+    text = STYLES[style](ResultTable((row,)))
+    assert max(map(len, text.splitlines())) < 250
+    assert style != "csv" or str(value) in text
+
+
+def test_an_accuracy_that_is_no_share() -> None:
+    row = ResultRow("x", "d", (1,), 1e308, None, "", 1, 1, 1e308)
+    cells = STYLES["paper"](ResultTable((row,))).splitlines()[3].split()
+    assert cells == ["x", "1.00e+310", "1", "1e-06", "1e-06", "1e+308"]
+
+
 def table() -> ResultTable:
     rows = rows_of(TWO, OBJECTIVES, "all", validation_images=360)
     marked = ResultRow(
@@ -293,6 +321,8 @@ def test_the_command_prints_and_writes(folder: Path) -> None:
         (("--style", "papr"), "unknown style 'papr'; did you mean paper?"),
         (("--rows", "some"), "--rows some: write front, all or best"),
         (("-o", "old.md"), "old.md: exists already; replace it with --force, or name another with -o"),
+        (("-o", "none/t.md"), "none/t.md: there is no folder 'none'; make it, or name another with -o"),
+        (("-o", ".", "--force"), ".: is a folder; name a file with -o"),
         (("--max", "params"), "--max params: write NAME=NUMBER"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from scipy.stats import t as student
@@ -108,6 +108,7 @@ def test_a_noiseless_power_law_gives_back_its_coefficients(c, a, b):
 def test_a_noiseless_paper_law_gives_back_its_coefficients(a, b, c):
     width, resolution = np.array(WIDTH), np.array(RESOLUTION, dtype=float)
     log_error = a + b * np.log(width) + c * np.log(resolution / 224)
+    assume(np.ptp(log_error) > 1e-6)
     observations = observe(1 - np.exp(log_error), {"width": width, "resolution": resolution})
     found = fit(observations, "paper", draws=100)
     assert values(found) == pytest.approx([a, b, c], abs=1e-6)
@@ -222,7 +223,12 @@ def test_a_line_that_falls_below_no_error_says_no_error():
 @given(st.lists(st.floats(0, 1), min_size=8, max_size=8), st.sampled_from([None, 2, 1000]))
 def test_whatever_the_accuracies_every_law_can_say_something(accuracies, images):
     sizes = {"width": WIDTHS, "resolution": np.tile([18, 32], 4), "mult_adds": WIDTHS**2 * 1e6}
-    for found in fit_all(observe(accuracies, sizes, images=images), draws=100)[0]:
+    observations = observe(accuracies, sizes, images=images)
+    if np.ptp(observations.log_error) < 1e-9:
+        with pytest.raises(MnetError, match="the errors do not vary: all 8 finished networks have the accuracy "):
+            fit_all(observations, draws=100)
+        return
+    for found in fit_all(observations, draws=100)[0]:
         band = found.predict({name: 3 * found.observations.variables[name] for name in found.variables})
         assert all(np.isfinite(v).all() for v in (band.accuracy, band.low, band.high, band.run_low, band.run_high))
         assert all(isinstance(doubt, str) for doubt in doubts(found))
@@ -274,6 +280,26 @@ def test_too_few_networks_and_values():
     assert fits == []
     assert [(r.form, r.variables) for r in refused][:2] == [("power", ("width",)), ("power", ("resolution",))]
     assert "width alone varies: see log_log" in [r.reason for r in refused]
+    lacking = {(r.form, r.variables): r.lacking for r in refused}
+    assert lacking["log_log", ("width",)] == 1, "a network"
+    assert lacking["log_log", ("resolution",)] == 2, "and a value"
+    assert lacking["power", ("width",)] == 2
+    assert lacking["power", ("resolution",)] == 4
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "images"), [([0.9] * 8, None), ([1.0] * 8, 100), ([0.999] * 4 + [1.0] * 4, 100)]
+)
+def test_errors_that_do_not_vary_are_refused(accuracies, images):
+    same = observe(accuracies, {"width": WIDTHS}, images=images)
+    with pytest.raises(
+        MnetError, match=r"the errors do not vary: all 8 finished networks have the accuracy \d+\.\d+%, and"
+    ):
+        fit(same, "log_log", "width")
+    with pytest.raises(
+        MnetError, match="there is nothing to fit; train networks further apart in size, or on data that"
+    ):
+        fit_all(same)
 
 
 def test_sizes_that_vary_together():
