@@ -1,75 +1,76 @@
-"""The live page: one study, drawn from the database again whenever something in it has changed.
+"""The live page: the studies of a database, drawn from what the server keeps of them and only where something changed.
 
-It reads and never writes, needs no network, and answers this machine only: it has no password, so it binds to a
-loopback address, knows itself by loopback names alone (a web page elsewhere cannot reach it by rebinding its own name),
-and refuses requests that another page sends.
+The address of the page says what is shown (`view_state.py`); `views.py` draws it; a poll brings what is new into the
+page as it stands. Nothing is loaded from elsewhere, and nothing is written but by `actions.py`.
 """
 
 from __future__ import annotations
 
 import html
-import json
 import logging
 import socket
 import sys
+import threading
 import webbrowser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import dash
 import flask
 from dash import dcc
 from dash import html as tags
-from dash.dependencies import Input, Output, State
+from dash.dependencies import ALL, Input, Output, State
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from mnet_search.dashboards.plots import PLOTS
-from mnet_search.dashboards.report import GRAPH_CONFIG, STYLE
-from mnet_search.dashboards.snapshot import Table, findings, front_table, overview, take
+from mnet_search.dashboards.actions import act
+from mnet_search.dashboards.guard import DashboardError, Secrets, check_host, install, is_ours, policy, refused
+from mnet_search.dashboards.live import LiveStudies
+from mnet_search.dashboards.page_parts import attributes, block, keep_zoom, take_apart
+from mnet_search.dashboards.page_script import SCRIPT
+from mnet_search.dashboards.page_style import STYLE
+from mnet_search.dashboards.scene import brushed
+from mnet_search.dashboards.view_state import from_query
+from mnet_search.dashboards.view_trials import csv_of
+from mnet_search.dashboards.views import Page, draw_failure, draw_page, look
 from mnet_search.models.arch import MnetError
-from mnet_search.studies.store import Store, Summary
 
-LOOPBACK = ("127.0.0.1", "localhost")  # not ::1, which werkzeug cannot name among trusted hosts
 POLL_MS = 2000
-
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+AROUND = ("heading", "pickers", "navigation", "progress", "bar", "problems")
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
-<head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}<style>STYLE</style></head>
+<head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}
+<link rel="stylesheet" href="/page.css"><script src="/page.js" defer></script></head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>
 """
 
-LIVE_STYLE = """
-.top { display: flex; flex-wrap: wrap; gap: 8px 24px; align-items: baseline; justify-content: space-between; }
-.top { margin-bottom: 6px; }
-.picker { width: min(100%, 340px); }
-.message { border-left: 4px solid #E69F00; padding-left: 10px; margin: 8px 0; }
-.message:empty { display: none; }
-@media (prefers-color-scheme: dark) {
-  :root { --Dash-Fill-Inverse-Strong: #1c2024; --Dash-Text-Strong: #e6e9ec; --Dash-Text-Primary: #e6e9ec; }
-  :root { --Dash-Text-Weak: #9ca8b3; --Dash-Stroke-Strong: #586470; --Dash-Stroke-Weak: #313840; }
-}
-"""
+
+@dataclass
+class Served:
+    """What one server keeps: the studies, its secrets, and how often something was written, which makes pages look
+    again.
+    """
+
+    storage_url: str
+    study: str | None
+    secrets: Secrets
+    live: LiveStudies
+    n_written: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class DashboardError(MnetError):
-    """The dashboard cannot be served as asked."""
-
-
-def create_app(storage_url: str, study: str | None = None) -> dash.Dash:
-    """The page as a Dash app; without a study it has a picker. Opens the database only when the page asks."""
+def create_app(storage_url: str, study: str | None = None, token: str | None = None) -> dash.Dash:
+    """The page as a Dash app. `study` is shown where the address names none; with a `token`, visitors need it. Opens
+    the database only when the page asks.
+    """
     app = dash.Dash(
         "mnet_search.dashboards.app",
         title=_page_title(study),
         update_title="",
-        index_string=PAGE.replace("STYLE", STYLE + LIVE_STYLE),
+        index_string=PAGE,
         serve_locally=True,
         include_assets_files=False,
         url_base_pathname="/",  # this and the next: not to be had from environment variables
@@ -77,33 +78,41 @@ def create_app(storage_url: str, study: str | None = None) -> dash.Dash:
         add_log_handler=False,
         on_error=_show_error,
     )
-    app.layout = _layout(study)
-    _guard(app.server)
-    _connect(app, storage_url, study)
+    served = Served(storage_url, study, Secrets(token), LiveStudies(storage_url))
+    app.layout = _layout(served)
+    _connect(app, served)
+    _serve_files(app.server, served)
+    app.server.config["MNET_SECRETS"] = served.secrets
+    install(app.server, served.secrets, policy(app.csp_hashes()))
     return app
 
 
 def serve(
-    storage_url: str, study: str | None = None, host: str = "127.0.0.1", port: int = 8050, open_browser: bool = False
+    storage_url: str,
+    study: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8050,
+    open_browser: bool = False,
+    token: str | None = None,
 ) -> None:
-    """Serve the page until interrupted. DashboardError for an address that is not loopback, or a port that is taken."""
-    server = bind(create_app(storage_url, study), host, port)
+    """Serve the page until interrupted. DashboardError for an address that others reach without a token, or a port that
+    is taken.
+    """
+    server = bind(create_app(storage_url, study, token), host, port)
     url = f"http://{host}:{server.port}/"
-    print(f"dashboard: {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+    how = ", with ?token=TOKEN the first time" if token else ""
+    print(f"dashboard: {url} (Ctrl-C stops it{how})", file=sys.stderr, flush=True)
     if open_browser:
-        webbrowser.open(url)
+        webbrowser.open(f"{url}?token={quote(token)}" if token else url)
     server.serve_forever()
 
 
 def bind(app: dash.Dash, host: str, port: int) -> BaseWSGIServer:
     """A server that listens already; port 0 takes a free one. Environment variables (HOST, PORT) are not looked at."""
-    if host not in LOOPBACK:
-        raise DashboardError(
-            f"the dashboard has no password yet and serves this machine only: host {host!r} is not one of "
-            f"{', '.join(LOOPBACK)}; from elsewhere, forward the port (ssh -L {port}:127.0.0.1:{port} THIS_MACHINE)"
-        )
+    check_host(host, port, app.server.config["MNET_SECRETS"].token)
     if not 0 <= port <= 65535:
         raise DashboardError(f"port {port} is not possible: choose one from 1 to 65535, or 0 for any free one")
+    app.server.config["TRUSTED_HOSTS"] = list(dict.fromkeys([*app.server.config["TRUSTED_HOSTS"], host]))
     # Bound here, since werkzeug would end the process where the port is taken.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -127,173 +136,155 @@ def _page_title(study: str | None) -> str:
     return html.escape(text).replace("{%", "{&#37;")
 
 
-def _guard(server: flask.Flask) -> None:
-    server.config["TRUSTED_HOSTS"] = list(LOOPBACK)
-
-    @server.before_request
-    def refuse_other_pages() -> flask.Response | None:
-        request = flask.request
-        if request.method in ("GET", "HEAD", "OPTIONS"):
-            return None
-        origin = request.headers.get("Origin")
-        foreign = origin is not None and urlsplit(origin).netloc != request.host
-        if foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-            return flask.Response("refused: this request was sent by another page\n", 403, mimetype="text/plain")
-        return None
-
-    @server.after_request
-    def add_headers(response: flask.Response) -> flask.Response:
-        response.headers.update(HEADERS)
-        return response
-
-
 # --- The page ---
 
 
-def _layout(study: str | None) -> tags.Main:
-    options = [] if study is None else [study]
-    picker = dcc.Dropdown(options, study, id="picker", clearable=False, placeholder="study")
-    plots = [
-        _card(
-            plot.title, dcc.Graph(id=f"plot-{name}", config=GRAPH_CONFIG, style={"height": "420px"}), name == "curves"
-        )
-        for name, plot in PLOTS.items()
+def _layout(served: Served) -> Any:
+    """What stands on every view. The secret of actions is here, where only this page reads it."""
+    top = [
+        tags.Div([block("heading"), block("pickers", className="row")], className="inner row spread"),
+        block("navigation", className="inner"),
     ]
-    table = _card("The front", tags.Div(id="front", className="scroll long"), True)
-    return tags.Main(
+    main = [
+        block("progress", className="soft", role="status", **attributes(aria_live="polite")),
+        tags.Div(id="said", className="message", role="status", **attributes(aria_live="polite")),
+        block("problems"),
+        block("bar", className="bar", role="region", **attributes(aria_label="filters")),
+        tags.Div(id="page", tabIndex=-1),
+    ]
+    return tags.Div(
         [
+            tags.A("Skip to the view", href="#page", className="skip"),
+            dcc.Location(id="url", refresh=False),
             dcc.Interval(id="tick", interval=POLL_MS),
             dcc.Store(id="seen"),
-            tags.Div(
-                [
-                    tags.H1(study or "mnet-search", id="heading"),
-                    tags.Div(picker, className="picker", hidden=study is not None),
-                ],
-                className="top",
-            ),
-            tags.P(id="progress", className="soft"),
-            tags.Div(id="message", className="message", role="status"),
-            tags.Div([tags.Div(id="words"), tags.Div([*plots, table], className="cards")], id="content", hidden=True),
-        ]
+            tags.Header(top, className="top"),
+            tags.Main(main, id="main"),
+        ],
+        id="app",
+        **attributes(data_session=served.secrets.session, data_study=served.study or ""),
     )
 
 
-def _card(title: str, body: Any, wide: bool) -> tags.Section:
-    return tags.Section([tags.H2(title), body], className="card wide" if wide else "card")
+def _serve_files(server: flask.Flask, served: Served) -> None:
+    """The page's own script and style, tables as CSV, and the actions."""
+
+    @server.get("/page.js")
+    def script() -> flask.Response:
+        return flask.Response(SCRIPT, mimetype="text/javascript", headers={"Cache-Control": "no-cache"})
+
+    @server.get("/page.css")
+    def style() -> flask.Response:
+        return flask.Response(STYLE, mimetype="text/css", headers={"Cache-Control": "no-cache"})
+
+    @server.get("/table.csv")
+    def table() -> flask.Response:
+        state, _ = from_query(flask.request.query_string.decode(errors="replace"))
+        try:
+            state, _ = look(state, served.live, served.study)
+            snapshot, _ = brushed(served.live.snapshot(state.study)[1], state.brush)
+            return flask.Response(csv_of(state, snapshot.frame), mimetype="text/csv")
+        except MnetError as error:
+            return flask.Response(f"{error}\n", 404, mimetype="text/plain")
+
+    @server.post("/action/<name>")
+    def action(name: str) -> flask.Response:
+        if not is_ours(flask.request, served.secrets):
+            return refused()
+        content = flask.request.get_json(silent=True)
+        try:
+            said = act(served.storage_url, name, content if isinstance(content, Mapping) else {})
+        except MnetError as error:
+            return _said(str(error), 400)
+        with served.lock:
+            served.n_written += 1
+        return _said(said, 200)
 
 
-def _html_table(table: Table) -> Any:
-    if not table.rows:
-        return "no finished trials yet"
-    head = tags.Thead(tags.Tr([tags.Th(column) for column in table.columns]))
-    return tags.Table([head, tags.Tbody([tags.Tr([tags.Td(cell) for cell in row]) for row in table.rows])])
+def _said(text: str, status: int) -> flask.Response:
+    response = flask.jsonify(said=text)
+    response.status_code = status
+    return response
 
 
-def progress(summary: Summary, n_front: int) -> str:
-    """How far the search is, in one line."""
-    counts = {
-        "on the front": n_front,
-        "running": summary.n_running,
-        "stopped early": summary.n_stopped,
-        "failed": summary.n_failed,
-    }
-    parts = [f"{summary.n_finished:,} of {summary.n_total_asked:,} trials finished"]
-    parts += [f"{count:,} {name}" for name, count in counts.items() if count]
-    parts.append("the search is running" if summary.active else "no search is running")
-    return " · ".join([*parts, f"last activity {summary.last_activity:%Y-%m-%d %H:%M:%S}"])
+# --- Following the address and the database ---
 
 
-def empty_message(summary: Summary) -> str:
-    """What to do or expect while there is nothing to draw; empty once there is."""
-    if summary.n_finished:
-        return ""
-    if summary.active:
-        return f"no finished trials yet: {summary.n_running} running; this page follows the search by itself"
-    failed = f"; {summary.n_failed} failed (mnet-search show {summary.name} says why)" if summary.n_failed else ""
-    return f"no finished trials yet, and no search is running{failed}: start it with mnet-search resume {summary.name}"
-
-
-# --- Following the database ---
-
-
-def _connect(app: dash.Dash, storage_url: str, study: str | None) -> None:
-    if study is None:
-
-        @app.callback(
-            Output("picker", "options"), Output("picker", "value"),
-            Input("tick", "n_intervals"), State("picker", "options"), State("picker", "value"),
-        )  # fmt: skip
-        def list_studies(_: int | None, options: list[str], value: str | None) -> tuple[Any, Any]:
-            try:
-                with Store(storage_url) as store:
-                    found = sorted(store.studies(), key=lambda summary: summary.last_activity, reverse=True)
-            except MnetError:
-                return dash.no_update, dash.no_update  # `follow` says what is wrong
-            names = [summary.name for summary in found]
-            chosen = value if value in names else next(iter(names), None)
-            return (
-                names if set(names) != set(options or []) else dash.no_update,
-                chosen if chosen != value else dash.no_update,
-            )
-
+def _connect(app: dash.Dash, served: Served) -> None:
     @app.callback(
         {
-            "heading": Output("heading", "children"),
-            "progress": Output("progress", "children"),
-            "message": Output("message", "children"),
-            "hidden": Output("content", "hidden"),
-            "words": Output("words", "children"),
-            "front": Output("front", "children"),
-            "figures": {name: Output(f"plot-{name}", "figure") for name in PLOTS},
+            "page": Output("page", "children"),
+            "blocks": Output({"live": "block", "name": ALL}, "children"),
+            "figures": Output({"live": "figure", "name": ALL}, "figure"),
             "seen": Output("seen", "data"),
         },
+        Input("url", "search"),
         Input("tick", "n_intervals"),
-        Input("picker", "value"),
         State("seen", "data"),
+        State({"live": "figure", "name": ALL}, "relayoutData"),
         # A poll that overtook a slow drawing would make the page drop it, and a large study would never appear.
         running=[(Output("tick", "disabled"), True, False)],
     )
-    def follow(_: int | None, chosen: str | None, seen: str | None) -> dict[str, Any]:
+    def follow(search: str | None, _: int | None, seen: dict[str, Any] | None, zooms: list[Any]) -> dict[str, Any]:
+        mark, page = _drawn(served, search or "", (seen or {}).get("mark"))
+        if page is None:
+            raise dash.exceptions.PreventUpdate
+        kept = zooms if search == (seen or {}).get("search") else []
+        found = _changes(page, mark, seen or {}, dash.ctx.outputs_grouping, kept)
+        found["seen"]["search"] = search
+        return found
+
+
+def _drawn(served: Served, search: str, seen: str | None) -> tuple[str, Page | None]:
+    """The page as it is now and its mark; no page where that was seen."""
+    state, problems = from_query(search)
+    try:
+        state, of_study = look(state, served.live, served.study)
+        mark = f"{search} {of_study} {served.n_written}"
+        return mark, None if mark == seen else draw_page(state, served.live, served.storage_url, problems)
+    except MnetError as error:
         try:
-            with Store(storage_url) as store:
-                if chosen is None:
-                    known = ", ".join(store.names())
-                    raise DashboardError(
-                        f"pick a study: {known}" if known else "no study yet: start one with mnet-search run SPACE"
-                    )
-                mark = json.dumps([chosen, store.fingerprint(chosen)], default=str)
-                if mark == seen:
-                    raise dash.exceptions.PreventUpdate
-                return _update(store, chosen, mark)
-        except MnetError as error:
-            if seen == str(error):
-                raise dash.exceptions.PreventUpdate from None
-            return _unchanged() | {"progress": "", "message": str(error), "hidden": True, "seen": str(error)}
+            studies = served.live.list()
+        except MnetError:
+            studies = ()
+        mark = f"{search} {error} {[summary.name for summary in studies]}"
+        return mark, None if mark == seen else draw_failure(state, error, studies)
 
 
-def _update(store: Store, study: str, mark: str) -> dict[str, Any]:
-    summary = store.summary(study)
-    snapshot = take(store, study)
-    found = overview(snapshot)
+def _changes(
+    page: Page, mark: str, seen: Mapping[str, Any], outputs: Mapping[str, Any], zooms: Sequence[Any]
+) -> dict[str, Any]:
+    """What of the page differs from what the browser has: the whole view, or parts of it. `zooms` are what visitors did
+    last to the axes of its figures, which a new drawing of the same keeps.
+    """
+    around = take_apart([block(name, *page.around[name]) for name in AROUND])
+    parts = take_apart(page.view)
+    stays = parts.skeleton == seen.get("skeleton")
+    blocks, digests = dict(around.blocks), dict(around.digests)
+    if stays:
+        blocks |= parts.blocks
+        for output, zoom in zip(outputs["figures"], zooms, strict=False):
+            if output["id"]["name"] in parts.figures:
+                keep_zoom(parts.figures[output["id"]["name"]], zoom)
+    digests |= parts.digests
+    known = seen.get("digests", {})
+
+    def block_of(name: str) -> Any:
+        return blocks[name] if name in blocks and digests[name] != known.get(name) else dash.no_update
+
     return {
-        "heading": study,
-        "progress": progress(summary, found.n_front),
-        "message": empty_message(summary),
-        "hidden": False,
-        "words": [tags.P(line) for line in findings(found)],
-        "front": _html_table(front_table(snapshot)),
-        "figures": {name: plot.draw(snapshot) for name, plot in PLOTS.items()},
-        "seen": mark,
+        "page": dash.no_update if stays else page.view,
+        "blocks": [block_of(output["id"]["name"]) for output in outputs["blocks"]],
+        "figures": [
+            parts.figures.get(output["id"]["name"], dash.no_update) if stays else dash.no_update
+            for output in outputs["figures"]
+        ],
+        "seen": {"mark": mark, "skeleton": parts.skeleton, "digests": digests},
     }
-
-
-def _unchanged() -> dict[str, Any]:
-    keys = ("heading", "progress", "message", "hidden", "words", "front", "seen")
-    return dict.fromkeys(keys, dash.no_update) | {"figures": dict.fromkeys(PLOTS, dash.no_update)}
 
 
 def _show_error(error: Exception) -> None:
     """Anything unforeseen: the terminal gets the traceback, the page stays and says so."""
     logging.getLogger(__name__).error("the dashboard could not be drawn", exc_info=error)
     what = f"the page could not be drawn ({type(error).__name__}: {error})"
-    dash.set_props("message", {"children": f"{what}; the terminal of the dashboard has the traceback"})
+    dash.set_props("said", {"children": f"{what}; the terminal of the dashboard has the traceback"})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from mnet_search.dashboards.plots import GRID
+from mnet_search.dashboards.drawing import GRID
 from mnet_search.dashboards.report import GRAPH_CONFIG, POLICY, STYLE
 from mnet_search.dashboards.snapshot import COSTS, Cost
 from mnet_search.spaces.space import si
@@ -20,6 +20,7 @@ from mnet_search.studies.pareto import front
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+MANY_DECADES = 10**3.2
 OTHERS = {"activations": Cost("activations", "Activations", si, "~s")}
 
 
@@ -59,7 +60,10 @@ def fronts_info(studies: Sequence[StudyFrame], cost: str) -> FrontsInfo:
 def fronts_figure(info: FrontsInfo) -> go.Figure:
     cost = {**COSTS, **OTHERS}[info.cost]
     figure = _figure(cost.axis, "Validation accuracy (%)")
-    figure.update_xaxes(type="log", tickformat=cost.ticks)
+    # Left alone, plotly labels all nine digits of a decade, which overlap.
+    values = [value for line in info.lines for value in line.costs if value > 0]
+    wide = bool(values) and max(values) > MANY_DECADES * min(values)
+    figure.update_xaxes(type="log", tickformat=cost.ticks, dtick=1 if wide else "D2")
     for place, line in enumerate(info.lines):
         figure.add_trace(
             go.Scatter(

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from mnet_search.dashboards.plots import GRID
+from mnet_search.dashboards.drawing import GRID
 from mnet_search.dashboards.report import GRAPH_CONFIG, POLICY, STYLE
 
 MARKED = 60  # epochs up to which every point has a marker; more would run into each other

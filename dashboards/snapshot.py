@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from mnet_search.dashboards.measurements import latency_tables, measurements
+from mnet_search.models.latency_table import LatencyTable
 from mnet_search.spaces.space import si
 from mnet_search.studies import frame as frames
 from mnet_search.studies.pareto import front
@@ -24,7 +26,8 @@ class Snapshot:
     """A study as it was read at one moment: what every plot, table and sentence is made from.
 
     `frame` has one row a trial and `curves` one row a trial and epoch, with the columns of `studies.frame`;
-    `objectives` maps columns of the frame to "maximize" or "minimize".
+    `objectives` maps columns of the frame to "maximize" or "minimize". Nobody changes any of it, nor what the methods
+    give, which is worked out once: one snapshot is shared by all who look at a study.
     """
 
     name: str
@@ -33,13 +36,27 @@ class Snapshot:
     curves: pd.DataFrame
     provenance: Mapping[str, Any] = field(default_factory=dict)
     space_text: str = ""
+    measurements: pd.DataFrame = field(default_factory=pd.DataFrame)  # with the columns of dashboards.measurements
+    latency_tables: tuple[LatencyTable, ...] = ()  # of the study's space, oldest first
+    worked_out: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def finished(self) -> pd.DataFrame:
-        return self.frame[self.frame["state"] == "finished"]
+        return self._once("finished", lambda: self.frame[self.frame["state"] == "finished"])
 
     def front(self) -> pd.DataFrame:
         """The trials that no other beats in all objectives of the study at once."""
-        return front(self.frame, self.objectives)
+        return self._once("front", lambda: front(self.frame, self.objectives))
+
+    def _once(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        # A copy by `dataclasses.replace` shares what was worked out, unless its frame or objectives are others.
+        of = self.worked_out.get("of")
+        if of is None or of[0] is not self.frame or of[1] != self.objectives:
+            object.__setattr__(self, "worked_out", {"of": (self.frame, self.objectives)})
+        known = self.worked_out
+        if name not in known:
+            known[name] = make()
+        found: pd.DataFrame = known[name]
+        return found
 
 
 def take(store: Store | str, study: str) -> Snapshot:
@@ -53,6 +70,8 @@ def take(store: Store | str, study: str) -> Snapshot:
             curves=frames.curves(opened, study),
             provenance=opened.provenance(study),
             space_text=opened.space_text(study),
+            measurements=measurements(opened, study),
+            latency_tables=latency_tables(opened, study),
         )
 
 

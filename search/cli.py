@@ -23,15 +23,11 @@ from mnet_search.search import (
     cli_fit,
     cli_iso,
     cli_networks,
+    cli_plot,
     cli_search,
     cli_studies,
     cli_tables,
 )
-
-# Commands that later versions bring; asked for, they say so instead of being unknown.
-PLANNED = {
-    "plot": "figures as files (`report` writes them as one page)",
-}
 
 app = typer.Typer(
     help="Find small image networks for a budget: search, watch, resume, export.",
@@ -54,7 +50,7 @@ def _global(
     )
 
 
-for _part in (cli_search, cli_networks, cli_studies, cli_export, cli_iso, cli_compare, cli_fit, cli_tables):
+for _part in (cli_search, cli_networks, cli_studies, cli_export, cli_iso, cli_compare, cli_fit, cli_plot, cli_tables):
     app.registered_commands.extend(_part.app.registered_commands)
 app.add_typer(cli_database.app, name="db", help="Upgrade a database, or back it up while searches go on.")
 
@@ -92,9 +88,6 @@ def run_command(arguments: list[str]) -> int:
     # -v and --debug may stand anywhere, though they belong to the whole command
     everywhere = [a for a in arguments if a in ("-v", "--verbose", "--debug")]
     arguments = everywhere + [a for a in arguments if a not in everywhere]
-    planned = PLANNED.get(next((a for a in arguments if not a.startswith("-")), ""))
-    if planned:
-        return _fail(f"{planned}: not part of this version", 2)
     try:
         code: Any = app(arguments, standalone_mode=False)
     except MnetError as error:

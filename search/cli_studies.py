@@ -53,18 +53,26 @@ def best(
 @app.command()
 def dashboard(
     study: Annotated[
-        str | None, typer.Argument(help="a study; without it the page lists them", metavar="[STUDY]")
+        str | None, typer.Argument(help="the study shown first; without it the page lists them", metavar="[STUDY]")
     ] = None,
     storage: Storage = DEFAULT_STORAGE,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8050,
-    host: Annotated[str, typer.Option("--host", help="loopback only in this version")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="an address of this machine; one that others reach needs --token")
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", envvar="MNET_DASHBOARD_TOKEN", help="what visitors must know: they open /?token=TEXT once"
+        ),
+    ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
 ) -> None:
-    """A live page of the Pareto fronts, on this machine only."""
+    """A live page of studies: fronts, curves, trials side by side; on this machine only, unless told otherwise."""
     from mnet_search.dashboards.app import serve
 
     open_store(storage).close()
-    serve(storage, study, host=host, port=port, open_browser=open_browser)
+    serve(storage, study, host=host, port=port, open_browser=open_browser, token=token)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import shutil
@@ -116,9 +117,9 @@ STUDY = 'digits <script>alert("study")</script> {%css%}'
 class Written:
     """A study that a test goes on writing, as the driver of a search does."""
 
-    def __init__(self, folder: Path, name: str = STUDY):
+    def __init__(self, folder: Path, name: str = STUDY, url: str | None = None):
         (folder / "space.yaml").write_text(SPACE)
-        self.url, self.name = f"sqlite:///{folder / 'studies.db'}", name
+        self.url, self.name = url or f"sqlite:///{folder / 'studies.db'}", name
         self.space = load_space(folder / "space.yaml").for_data(classes=10, in_channels=1)
         self.store = Store(self.url, create=True)
         provenance = {"validation_images": 500, "data": {"name": "digits", "files": ["<b>a</b>", "b"]}}
@@ -146,10 +147,20 @@ class Written:
         return record.number
 
 
+def ask(port: int, method: str = "GET", path: str = "/", body: str | None = None, **headers: str) -> tuple[Any, str]:
+    """One request to the server on this machine, with these headers -> the answer and its text."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer, text
+
+
 @contextmanager
-def served(url: str, study: str | None = None) -> Iterator[int]:
+def served(url: str, study: str | None = None, token: str | None = None) -> Iterator[int]:
     """The page on a free port -> the port."""
-    server = bind(create_app(url, study), "127.0.0.1", 0)
+    server = bind(create_app(url, study, token), "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import signal
@@ -13,13 +12,16 @@ from datetime import datetime
 
 import pytest
 
-from mnet_search.dashboards.app import bind, create_app, empty_message, progress
+from mnet_search.dashboards.app import bind, create_app
 from mnet_search.dashboards.report import ReportError, flatten, write_report
 from mnet_search.dashboards.snapshot import take
+from mnet_search.dashboards.view_study import empty_message, progress
 from mnet_search.models.arch import MnetError
 from mnet_search.studies.store import Summary
 
-from browser import STUDY, Written, chromium, hover_text, page_of, served, wait_for_points
+from browser import STUDY, Written, ask, chromium, hover_text, page_of, served, wait_for_points
+
+TOKEN = "a-token-of-twenty-six-chars"
 
 
 @pytest.fixture
@@ -34,28 +36,54 @@ def study(tmp_path):
     written.store.close()
 
 
-def ask(port, method="GET", path="/", body=None, **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    connection.close()
-    return answer, text
-
-
 # --- Who may ask ---
 
 
-def test_only_loopback_is_served(tmp_path, monkeypatch):
+def test_only_loopback_is_served_without_a_token(tmp_path, monkeypatch):
     app = create_app(f"sqlite:///{tmp_path / 'none.db'}")
-    for host in ("0.0.0.0", "::1", "192.168.1.5", "example.org", ""):
-        with pytest.raises(MnetError, match=r"has no password yet .* host '.*' is not one of 127.0.0.1, localhost;"):
+    for host in ("192.168.1.5", "example.org"):
+        with pytest.raises(
+            MnetError,
+            match=rf"host '{host}' lets other machines reach the page: give a token .*--token TEXT or .*ssh -L",
+        ):
             bind(app, host, 8050)
     monkeypatch.setenv("HOST", "0.0.0.0")
     monkeypatch.setenv("PORT", "1")
     server = bind(app, "127.0.0.1", 0)
     assert server.socket.getsockname()[0] == "127.0.0.1"
     server.server_close()
+
+
+def test_names_that_cannot_be_checked_are_refused_with_a_token_too(tmp_path):
+    app = create_app(f"sqlite:///{tmp_path / 'none.db'}", token=TOKEN)
+    for host in ("0.0.0.0", "::1", "::", ""):
+        with pytest.raises(MnetError, match=r"host '.*': name one IPv4 address of this machine"):
+            bind(app, host, 8050)
+    short = create_app(f"sqlite:///{tmp_path / 'none.db'}", token="short")
+    with pytest.raises(MnetError, match=r"--token of 5 characters: at least 16 that nobody can guess, such as \S+"):
+        bind(short, "127.0.0.1", 0)
+
+
+def test_a_token_is_shown_once_and_a_cookie_follows(study):
+    with served(study.url, token=TOKEN) as port:
+        refused, words = ask(port)
+        assert (refused.status, words) == (401, "this dashboard needs its token: open it once as /?token=TOKEN, with "
+            "the token that it was started with\n")  # fmt: skip
+        for path in ("/?token=wrong", "/?token=", "/_dash-layout", "/page.js", "/table.csv"):
+            assert ask(port, path=path)[0].status == 401
+        assert ask(port, "POST", f"/_dash-update-component?token={TOKEN}", "{}")[0].status == 401
+        answer, page = ask(port, path=f"/?token={TOKEN}&study=a%20b&view=pareto")
+        assert answer.status == 200 and TOKEN not in page
+        assert 'content="0; url=/?study=a+b&amp;view=pareto"' in page
+        cookie = answer.headers["Set-Cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and TOKEN not in cookie
+        mine = cookie.split(";")[0]
+        assert ask(port, Cookie=mine)[0].status == 200
+        assert ask(port, path="/_dash-layout", Cookie=mine)[0].status == 200
+        assert ask(port, Cookie=mine.split("=")[0] + "=guess")[0].status == 401
+        assert ask(port, Cookie=mine, Host="evil.example")[0].status == 400
+    with served(study.url, token=TOKEN) as port:
+        assert ask(port, Cookie=mine)[0].status == 401, "of an earlier run"
 
 
 def test_a_port_that_cannot_be_had(tmp_path):
@@ -85,8 +113,10 @@ def test_foreign_names_and_pages_are_refused(study):
             assert post(Origin=foreign) == 403
         assert post(Sec_Fetch_Site="cross-site") == 403
         assert post(Origin=f"http://{own}", Sec_Fetch_Site="same-origin") not in (400, 403)
-        headers = ask(port, Host=own)[0].headers
-        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        policy = ask(port, Host=own)[0].headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in policy
+        scripts = next(part for part in policy.split("; ") if part.startswith("script-src"))
+        assert "unsafe" not in scripts and "http" not in scripts
 
 
 def test_serve_says_where_it_is_and_ends_on_ctrl_c(study):
@@ -267,84 +297,3 @@ def test_report_in_a_browser(browser, study, tmp_path, width):
         assert page.locator("section", has_text="The front").locator("tbody tr").count() >= 3
         assert log.errors == []
         assert [address for address in log.addresses if not address.startswith(("file:", "data:", "blob:"))] == []
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [1440, 390])
-def test_dashboard_in_a_browser_follows_the_study(browser, study, width):
-    plot = "#plot-pareto_latency .js-plotly-plot"
-    with served(study.url, study.name) as port, page_of(browser, width) as (page, log):
-        page.goto(f"http://127.0.0.1:{port}/")
-        assert_front(page, plot)
-        assert page.locator("#heading").inner_text() == STUDY
-        assert page.locator("#progress").inner_text().startswith("4 of 30 trials finished · ")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
-        assert_hover(hover_text(page, plot), study)
-        page.evaluate("window.notReloaded = true")
-        study.finish(0.99, 2.0)
-        wait_for_points(page, plot, 4)
-        assert page.evaluate("window.notReloaded"), "the new trial came without a reload"
-        assert page.locator("#progress").inner_text().startswith("5 of 30 trials finished · ")
-        assert "Most accurate: trial 6 " in page.locator("#words").inner_text()
-        assert log.errors == []
-        assert all(address.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:")) for address in log.addresses)
-
-
-@pytest.mark.browser
-def test_dashboard_draws_only_what_has_changed(browser, study):
-    plot = "#plot-pareto_latency .js-plotly-plot"
-    with served(study.url, study.name) as port, page_of(browser) as (page, log):
-        page.goto(f"http://127.0.0.1:{port}/")
-        assert_front(page, plot)
-
-        def poll():
-            with page.expect_response(lambda answer: "update-component" in answer.url) as caught:
-                pass
-            return caught.value.status
-
-        page.evaluate(f"() => {{ drawn = 0; document.querySelector('{plot}').on('plotly_afterplot', () => drawn++); }}")
-        # On a busy machine the page's own layout may draw once more, so the quiet is waited for; a page that drew at
-        # every poll, or was sent its figures at every poll, would never be quiet three times in a row.
-        quiet = 0
-        for _ in range(15):
-            page.evaluate("drawn = 0")
-            quiet = quiet + 1 if poll() == 204 and page.evaluate("drawn") == 0 else 0
-            if quiet == 3:
-                break
-        assert quiet == 3
-        assert log.errors == []
-
-
-@pytest.mark.browser
-def test_dashboard_without_a_study_has_a_picker(browser, study, tmp_path):
-    other = Written(tmp_path, "an empty one")
-    other.begin()  # the study with the latest activity is shown first
-    with served(study.url) as port, page_of(browser) as (page, log):
-        page.goto(f"http://127.0.0.1:{port}/")
-        message = page.locator("#message")
-        message.filter(has_text="no finished trials yet, and no search is running: start it with").wait_for()
-        assert page.locator("#heading").inner_text() == "an empty one"
-        page.locator("#picker").click()
-        page.get_by_text(STUDY).click()
-        assert_front(page, "#plot-pareto_latency .js-plotly-plot")
-        assert page.locator("#heading").inner_text() == STUDY
-        assert not message.is_visible()
-        assert log.errors == []
-    other.store.close()
-
-
-@pytest.mark.browser
-def test_dashboard_says_what_is_wrong_and_recovers(browser, tmp_path):
-    with served(f"sqlite:///{tmp_path / 'studies.db'}", "later") as port, page_of(browser) as (page, log):
-        page.goto(f"http://127.0.0.1:{port}/")
-        message = page.locator("#message")
-        message.filter(has_text="no such database; start a search first (mnet-search run SPACE)").wait_for()
-        written = Written(tmp_path, "sooner")
-        message.filter(has_text="no study 'later' in").wait_for()
-        later = Written(tmp_path, "later")
-        later.finish(0.9, 1.0)
-        wait_for_points(page, "#plot-pareto_latency .js-plotly-plot", 1)
-        assert not message.is_visible()
-        assert log.errors == []
-        written.store.close()
-        later.store.close()
