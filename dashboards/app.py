@@ -7,6 +7,7 @@ page as it stands. Nothing is loaded from elsewhere, and nothing is written but 
 from __future__ import annotations
 
 import html
+import ipaddress
 import logging
 import socket
 import sys
@@ -122,6 +123,12 @@ def bind(app: dash.Dash, host: str, port: int) -> BaseWSGIServer:
         except OSError as error:
             advice = "choose another with --port, or --port 0 for any free one"
             raise DashboardError(f"cannot listen on {host} port {port} ({error.strerror}): {advice}") from error
+        bound = listener.getsockname()[0]
+        if ipaddress.ip_address(bound).is_unspecified:  # `0`, say, or a name for it
+            raise DashboardError(
+                f"host {host!r} is every address of this machine ({bound}): name one IPv4 address, or its name; the "
+                "page answers to no other"
+            )
         return make_server(host, port, app.server, threaded=True, request_handler=_QuietHandler, fd=listener.fileno())
 
 

@@ -23,7 +23,12 @@ from mnet_search.studies.store import Store
 # The file asks for nothing from outside, and the browser holds it to that.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
-GRAPH_CONFIG: Any = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+# No button that sends a figure to Plotly's servers, which version 7 offers.
+GRAPH_CONFIG: Any = {
+    "responsive": True,
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "sendChartToCloud"],
+}
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #1c2126; --soft: #586470; --line: #dbe1e7; }

@@ -71,7 +71,8 @@ def draw_trials(scene: Scene) -> list[Any]:
     state, frame = scene.state, scene.snapshot.frame
     rows, columns = rows_of(state, frame), columns_of(state, frame)
     n_pages = max(1, -(-len(rows) // ROWS))
-    page = min(max(int(p) if (p := state.option("page")).isdigit() else 1, 1), n_pages)
+    asked = state.option("page")
+    page = min(max(int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 1, 1), n_pages)
     shown = rows.iloc[(page - 1) * ROWS : page * ROWS]
     head = [_header(state, name) for name in columns]
     numeric = [place for place, name in enumerate(columns) if pd.api.types.is_numeric_dtype(frame[name])]

@@ -13,7 +13,7 @@ from datetime import datetime
 import pytest
 
 from mnet_search.dashboards.app import bind, create_app
-from mnet_search.dashboards.report import ReportError, flatten, write_report
+from mnet_search.dashboards.report import GRAPH_CONFIG, ReportError, flatten, write_report
 from mnet_search.dashboards.snapshot import take
 from mnet_search.dashboards.view_study import empty_message, progress
 from mnet_search.models.arch import MnetError
@@ -297,3 +297,19 @@ def test_report_in_a_browser(browser, study, tmp_path, width):
         assert page.locator("section", has_text="The front").locator("tbody tr").count() >= 3
         assert log.errors == []
         assert [address for address in log.addresses if not address.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_every_address_is_refused_under_any_name(study):
+    app = create_app(study.url, token="a-token-of-twenty-six-chars")
+    with pytest.raises(MnetError, match=r"host '0' is every address of this machine \(0.0.0.0\): name one IPv4"):
+        bind(app, "0", 0)
+
+
+def test_no_figure_can_be_sent_to_a_server():
+    assert "sendChartToCloud" in GRAPH_CONFIG["modeBarButtonsToRemove"]
+
+
+def test_an_origin_that_is_no_address_is_foreign(study):
+    with served(study.url) as port:
+        answer, _ = ask(port, "POST", "/action/note", "{}", Content_Type="application/json", Origin="http://[::1")
+        assert answer.status == 403
