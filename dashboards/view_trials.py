@@ -27,7 +27,7 @@ def columns_of(state: ViewState, frame: pd.DataFrame) -> list[str]:
     offered = [str(name) for name in frame if name not in HIDDEN]
     asked = [name for name in state.option("columns").split(",") if name in offered]
     if asked:
-        return asked
+        return list(dict.fromkeys(asked))
     parameters = [name for name in offered if name.startswith("param.")]
     found = [name for name in (*FIRST[:2], *parameters, *FIRST[2:]) if name in offered]
     return [name for name in found if name != "reason" or (frame["reason"] != "").any()]

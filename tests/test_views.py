@@ -195,3 +195,20 @@ def test_a_zoom_is_kept_over_a_new_drawing():
     keep_zoom(figure, None)
     keep_zoom(figure, {"yaxis.range[0]": 5, "autosize": True})
     assert figure.layout.yaxis.range == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [("2", 2), ("99", 3), ("²", 1), ("9" * 5000, 1), ("-1", 1), ("0", 1)],
+    ids=["2", "99", "square", "long", "-1", "0"],
+)
+def test_a_page_that_cannot_be_is_the_first_or_the_last(live, monkeypatch, page, shown):
+    monkeypatch.setattr("mnet_search.dashboards.view_trials.ROWS", 4)  # of 11 trials
+    drawn = str(VIEWS["trials"].draw(scene_of(live, f"?study=s&view=trials&page={page}")))
+    assert f"page {shown} of 3" in drawn
+
+
+def test_a_column_that_is_named_twice_is_shown_once(snapshot):
+    state, _ = from_query("?study=s&view=trials&columns=number,state,number")
+    assert columns_of(state, snapshot.frame) == ["number", "state"]
+    assert csv_of(state, snapshot.frame).splitlines()[0] == "number,state"
